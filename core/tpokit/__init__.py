@@ -1,0 +1,120 @@
+"""tpokit: Task Preference Optimization for multimodal LLMs with vision task heads.
+
+The public names of the core. Importing this package does not import torch; names that need it load
+when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tpokit.errors import (
+    CheckpointError,
+    DataError,
+    PluginError,
+    Problem,
+    RecipeError,
+    TpokitError,
+    TrainingError,
+    UsageError,
+)
+from tpokit.hookspecs import hookimpl
+from tpokit.specs import BackboneSpec, DrawingSpec, HeadSpec, MetricSpec, SourceSpec
+from tpokit.tokens import TaskTokens, TokenTable
+from tpokit.types import (
+    Answer,
+    Batch,
+    Box,
+    Call,
+    Example,
+    LossTerm,
+    Media,
+    MediaInfo,
+    MediaNeed,
+    Sample,
+    Turn,
+    View,
+)
+
+if TYPE_CHECKING:
+    from tpokit.checkpoints.store import load_model
+    from tpokit.inference.predictor import Predictor, load
+    from tpokit.interfaces import Backbone, DataSource, Drawing, Metric, Processor, TaskHead
+    from tpokit.model import TpoModel
+    from tpokit.options import NoOptions, Options
+    from tpokit.recipe import Recipe, load_recipe
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Backbone": "tpokit.interfaces",
+    "DataSource": "tpokit.interfaces",
+    "Drawing": "tpokit.interfaces",
+    "Metric": "tpokit.interfaces",
+    "NoOptions": "tpokit.options",
+    "Options": "tpokit.options",
+    "Predictor": "tpokit.inference.predictor",
+    "Processor": "tpokit.interfaces",
+    "Recipe": "tpokit.recipe",
+    "TaskHead": "tpokit.interfaces",
+    "TpoModel": "tpokit.model",
+    "load": "tpokit.inference.predictor",
+    "load_model": "tpokit.checkpoints.store",
+    "load_recipe": "tpokit.recipe",
+}
+
+__all__ = [
+    "Answer",
+    "Backbone",
+    "BackboneSpec",
+    "Batch",
+    "Box",
+    "Call",
+    "CheckpointError",
+    "DataError",
+    "DataSource",
+    "Drawing",
+    "DrawingSpec",
+    "Example",
+    "HeadSpec",
+    "LossTerm",
+    "Media",
+    "MediaInfo",
+    "MediaNeed",
+    "Metric",
+    "MetricSpec",
+    "NoOptions",
+    "Options",
+    "PluginError",
+    "Predictor",
+    "Problem",
+    "Processor",
+    "Recipe",
+    "RecipeError",
+    "Sample",
+    "SourceSpec",
+    "TaskHead",
+    "TaskTokens",
+    "TokenTable",
+    "TpoModel",
+    "TpokitError",
+    "TrainingError",
+    "Turn",
+    "UsageError",
+    "View",
+    "hookimpl",
+    "load",
+    "load_model",
+    "load_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tpokit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,1 @@
+"""Saved models: writing, loading, resuming, merging."""

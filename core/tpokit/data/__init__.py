@@ -1,0 +1,1 @@
+"""From annotations and media to batches."""

@@ -1,0 +1,139 @@
+"""The composed model: a backbone, the bridge and the heads of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from tpokit.bridge import TaskTokenBridge
+from tpokit.interfaces import Backbone, TaskHead
+from tpokit.losses import language_terms
+from tpokit.tokens import TokenTable
+from tpokit.types import Batch, GivenIndex, LossTerm
+
+
+class TpoModel(nn.Module):
+    """A backbone with task heads.
+
+    One forward pass gives every loss term. The order of calls is the same on every rank, whatever
+    its samples are: vision, given values of each head, LLM, output layer, each head; heads sorted
+    by task. A head that no sample of a micro-batch calls runs on its idle inputs, times zero.
+    Anything less makes ZeRO-1/2/3 crash or, worse, train silently on wrong gradients.
+
+    Attributes:
+        backbone, bridge, heads: The pieces; ``heads`` by task, sorted.
+        tokens: Ids of the task tokens.
+        trained_tasks: Heads whose losses are taken; the others are left out of `forward` (but not
+            of generation).
+        alike: Run the vision tower on a dummy when a batch has no media; set when there is more
+            than one rank.
+    """
+
+    def __init__(
+        self, backbone: Backbone, heads: Mapping[str, TaskHead], tokens: TokenTable
+    ) -> None:
+        """Put the pieces together; fresh bridge rows are as large as the backbone's own embeddings."""
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict({task: heads[task] for task in sorted(heads)})
+        self.tokens = tokens
+        with torch.no_grad():
+            scale = float(
+                backbone.embed_ids(torch.arange(min(backbone.rows, 1024))[None]).float().std()
+            )
+        self.bridge = TaskTokenBridge(tokens, backbone.width, scale)
+        self.trained_tasks: frozenset[str] = frozenset(heads)
+        self.alike = False
+
+    def head(self, task: str) -> TaskHead:
+        """The head of a task."""
+        found = self.heads[task]
+        assert isinstance(found, TaskHead)
+        return found
+
+    def forward(self, batch: Batch) -> dict[str, LossTerm]:
+        """Every loss term of a batch by its full name: ``language``, ``assign``, ``task.term``."""
+        hidden = self.hidden(batch)
+        learnt = batch.learnt
+        read = hidden[learnt.rows, learnt.positions]
+        terms = language_terms(
+            self.backbone.logits(read), self.bridge.output(read), learnt.ids, batch.counts
+        )
+        for task in self.heads:
+            if task in self.trained_tasks:
+                terms.update(self._task_terms(task, hidden, batch))
+        return terms
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states ``[b, l, d]`` of a batch."""
+        embeds = self.bridge.write(
+            self.backbone.embed(batch, self.alike), batch.tokens, self.given(batch)
+        )
+        return self.backbone.decode(embeds, batch.mask, positions_of(batch.mask))[0]
+
+    def given(self, batch: Batch) -> dict[str, tuple[GivenIndex, Tensor]]:
+        """Task to places and embeddings of its given values; a head without any in this batch
+        encodes its idle input.
+        """
+        encoded: dict[str, tuple[GivenIndex, Tensor]] = {}
+        for task, places in batch.given.items():
+            head = self.head(task)
+            if len(places.rows):
+                encoded[task] = places, head.encode_given(places.values)
+            elif task in self.trained_tasks and self.training:
+                encoded[task] = places, head.encode_given(head.idle_inputs()["given"])[:0]
+        return encoded
+
+    def _task_terms(self, task: str, hidden: Tensor, batch: Batch) -> dict[str, LossTerm]:
+        head, where = self.head(task), batch.slots[task]
+        counts = {term: batch.counts.get(f"{task}.{term}", 0.0) for term in head.terms}
+        if not len(where.rows):
+            inputs = head.idle_inputs()
+            prediction = head(inputs["slots"], inputs["views"])
+            nothing = sum(
+                (leaf.sum() * 0.0 for leaf in tree_leaves(prediction) if isinstance(leaf, Tensor)),
+                hidden.new_zeros(()),
+            )
+            return {f"{task}.{term}": LossTerm(nothing, 0.0) for term in head.terms}
+        prediction = head(self.bridge.read(hidden, where), batch.views.get(task, ()))
+        found = head.loss(prediction, batch.targets[task])
+        return {f"{task}.{term}": LossTerm(found[term].sum, counts[term]) for term in head.terms}
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Position of each token in its own sample ``[b, l]``, from 0, whichever side is padded; 0
+    where padded.
+    """
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def build_model(recipe: Any, plugins: Any) -> TpoModel:
+    """The model of a recipe with fresh heads, bridge and (if any) random weights, drawn from the
+    recipe's seed.
+
+    Args:
+        recipe: A `tpokit.Recipe`.
+        plugins: Where its names are looked up.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        spec = plugins.spec("backbone", recipe.backbone.plugin)
+        backbone = plugins.factory(spec).build(
+            plugins.options(spec, recipe.backbone.options), recipe.folder
+        )
+        heads: dict[str, TaskHead] = {}
+        for task, entry in sorted(recipe.heads.items()):
+            head_spec = plugins.spec("head", entry.plugin)
+            heads[task] = plugins.factory(head_spec)(
+                plugins.options(head_spec, entry.options), backbone.width
+            )
+        table = TokenTable.build(
+            backbone.rows,
+            {task: head.tokens for task, head in heads.items()},
+            backbone.processor.tokenizer,
+        )
+        return TpoModel(backbone, heads, table)
