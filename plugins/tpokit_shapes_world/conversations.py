@@ -1,42 +1,38 @@
-"""Questions and answers about a scene, from its truth and in the closed vocabulary.
+"""Dialogues about a scene: turns of several kinds, drawn by a mixture.
 
 A conversation turn is answered in words alone; a region or moment turn calls a head: the marker
-``<region>`` or ``<temporal>`` in its answer stands where the head's trigger goes. No answer
-contains the numbers of a box. Some conversation questions look much like region questions ("in
-which half is the red ring"), so that calling the right head is a real decision.
-
-The answer to a conversation question follows from the question and the scene alone, so it can be
-scored by exact match. Questions that a scene makes ambiguous (two rings, two centres side by side)
-are not asked.
+``<region>`` or ``<temporal>`` in its answer stands where the head's trigger goes. Some conversation
+questions look much like region questions ("in which half is the red ring"), so that calling the
+right head is a real decision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
 
-from tpokit_shapes_world.scenes import COLOURS, MOTIONS, SHAPES, Scene, SceneObject
-from tpokit_shapes_world.vocabulary import NUMBERS, plural
+from tpokit_shapes_world.questions import KINDS, QuestionAnswer
+from tpokit_shapes_world.scenes import Scene
 
-REGION_MARKER, TEMPORAL_MARKER = "<region>", "<temporal>"
-_MARGIN = 0.06  # of the side: closer centres are neither left nor right of each other
-_QUESTION_MARK_SHARE = 0.5  # of the questions end with a question mark
-
-
-@dataclass(frozen=True)
-class QuestionAnswer:
-    """One turn of a dialogue."""
-
-    kind: str  # a key of KINDS
-    question: str
-    answer: str
-    objects: tuple[int, ...] = ()  # places in Scene.objects, one for each marker in the answer
-
-
-Ask = Callable[[Scene, np.random.Generator], QuestionAnswer | None]
+CONVERSATION_MIXTURE: Mapping[str, float] = MappingProxyType(
+    {
+        "colour": 1.0,
+        "shape": 1.0,
+        "count": 1.0,
+        "existence": 1.0,
+        "relation": 1.5,
+        "half": 1.5,
+        "beside": 0.5,
+        "extreme": 0.5,
+        "listing": 0.5,
+        "layout": 0.5,
+    }
+)
+REGION_MIXTURE: Mapping[str, float] = MappingProxyType({"region": 0.7, "two_regions": 0.3})
+CLIP_MIXTURE: Mapping[str, float] = MappingProxyType({"motion": 1.0, "mover": 1.0, "order": 1.0})
+MOMENT_MIXTURE: Mapping[str, float] = MappingProxyType({"moment": 1.0})
 
 
 def converse(
@@ -74,324 +70,3 @@ def converse(
         if turn is not None and all(turn.question != earlier.question for earlier in dialogue):
             dialogue.append(turn)
     return tuple(dialogue)
-
-
-def _turn(
-    generator: np.random.Generator,
-    kind: str,
-    wordings: Sequence[str],
-    answer: str,
-    objects: tuple[int, ...] = (),
-) -> QuestionAnswer:
-    question = wordings[int(generator.integers(len(wordings)))]
-    if generator.random() < _QUESTION_MARK_SHARE:
-        question += "?"
-    return QuestionAnswer(kind, question, answer, objects)
-
-
-def _pick(generator: np.random.Generator, scene: Scene, count: int = 1) -> list[int]:
-    """Places of ``count`` different objects, in random order."""
-    return [int(place) for place in generator.permutation(len(scene.objects))[:count]]
-
-
-def _centre(scene: Scene, thing: SceneObject) -> tuple[float, float]:
-    """Centre in the first visible frame as fractions of the side, x and y."""
-    x, y = thing.start_px
-    return x / scene.options.side, y / scene.options.side
-
-
-def _rank(scene: Scene, axis: int) -> list[SceneObject] | None:
-    """All objects from left to right (axis 0) or top to bottom (1); None if two are too close."""
-    ranked = sorted(scene.objects, key=lambda thing: thing.start_px[axis])
-    gaps = [
-        later.start_px[axis] - earlier.start_px[axis]
-        for earlier, later in zip(ranked, ranked[1:], strict=False)
-    ]
-    return ranked if min(gaps, default=scene.options.side) >= _MARGIN * scene.options.side else None
-
-
-def _ask_colour(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    thing = scene.objects[_pick(generator, scene)[0]]
-    if sum(other.shape == thing.shape for other in scene.objects) > 1:
-        return None
-    wordings = (
-        f"what colour is the {thing.shape}",
-        f"which colour has the {thing.shape}",
-        f"tell me the colour of the {thing.shape}",
-    )
-    return _turn(generator, "colour", wordings, thing.colour)
-
-
-def _ask_shape(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    thing = scene.objects[_pick(generator, scene)[0]]
-    if sum(other.colour == thing.colour for other in scene.objects) > 1:
-        return None
-    wordings = (
-        f"what shape is the {thing.colour} thing",
-        f"what is the {thing.colour} thing",
-        f"tell me the shape of the {thing.colour} thing",
-    )
-    return _turn(generator, "shape", wordings, f"a {thing.shape}")
-
-
-def _ask_count(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
-    what = int(generator.integers(3))
-    thing = scene.objects[_pick(generator, scene)[0]]
-    absent = generator.random() < 0.15  # now and then something that is not there
-    if what == 0:
-        name, number = "things", len(scene.objects)
-    elif what == 1:
-        colour = str(generator.choice(COLOURS)) if absent else thing.colour
-        name = f"{colour} things"
-        number = sum(other.colour == colour for other in scene.objects)
-    else:
-        shape = str(generator.choice(SHAPES)) if absent else thing.shape
-        name, number = plural(shape), sum(other.shape == shape for other in scene.objects)
-    wordings = (f"how many {name} are there", f"how many {name} do you see")
-    return _turn(generator, "count", wordings, NUMBERS[number])
-
-
-def _ask_existence(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
-    thing = scene.objects[_pick(generator, scene)[0]]
-    names = {other.name for other in scene.objects}
-    name = thing.name
-    if generator.random() < 0.5:
-        near = [f"{thing.colour} {shape}" for shape in SHAPES]
-        near += [f"{colour} {thing.shape}" for colour in COLOURS]
-        name = str(generator.choice([other for other in near if other not in names]))
-    wordings = (f"is there a {name}", f"do you see a {name}", f"can you see a {name} here")
-    return _turn(generator, "existence", wordings, "yes" if name in names else "no")
-
-
-def _ask_relation(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    if len(scene.objects) < 2:
-        return None
-    first, second = (scene.objects[place] for place in _pick(generator, scene, 2))
-    axis = int(generator.integers(2))
-    gap = _centre(scene, first)[axis] - _centre(scene, second)[axis]
-    if abs(gap) < _MARGIN:
-        return None
-    words = (("left of", "right of"), ("above", "below"))[axis]
-    true = words[int(gap > 0)]
-    if generator.random() < 0.5:
-        asked = words[int(generator.integers(2))]
-        wordings = (
-            f"is the {first.name} {asked} the {second.name}",
-            f"can you say that the {first.name} is {asked} the {second.name}",
-        )
-        return _turn(generator, "relation", wordings, "yes" if asked == true else "no")
-    choice = ("left or right of", "above or below")[axis]
-    wordings = (f"is the {first.name} {choice} the {second.name}",)
-    return _turn(generator, "relation", wordings, true.removesuffix(" of"))
-
-
-def _ask_half(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    """Which side, half or quarter: on purpose close to the words of a region question."""
-    thing = scene.objects[_pick(generator, scene)[0]]
-    x, y = _centre(scene, thing)
-    what = int(generator.integers(3))
-    level, side = "upper" if y < 0.5 else "lower", "left" if x < 0.5 else "right"
-    doubt = (abs(x - 0.5), abs(y - 0.5), min(abs(x - 0.5), abs(y - 0.5)))[what]
-    if doubt < _MARGIN / 2:
-        return None
-    name = thing.name
-    if what == 0:
-        wordings = (
-            f"on which side is the {name}",
-            f"where is the {name} , left or right",
-            f"find the side of the {name}",
-        )
-        return _turn(generator, "half", wordings, f"on the {side}")
-    if what == 1:
-        wordings = (
-            f"in which half is the {name} , upper or lower",
-            f"where is the {name} , in the upper or the lower half",
-        )
-        return _turn(generator, "half", wordings, f"in the {level} half")
-    wordings = (
-        f"in which quarter is the {name}",
-        f"tell me the quarter where the {name} is",
-        f"show me in which quarter the {name} is",
-    )
-    return _turn(generator, "half", wordings, f"in the {level} {side} quarter")
-
-
-def _ask_beside(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    thing = scene.objects[_pick(generator, scene)[0]]
-    axis, direction = int(generator.integers(2)), int(generator.integers(2))
-    ranked = _rank(scene, axis)
-    if ranked is None:
-        return None
-    place = ranked.index(thing)
-    found = ranked[place + 1 :] if direction else ranked[:place]
-    word = (("left of", "right of"), ("above", "below"))[axis][direction]
-    names = " and ".join(f"the {other.name}" for other in found) or "nothing"
-    wordings = (f"what is {word} the {thing.name}", f"which things are {word} the {thing.name}")
-    return _turn(generator, "beside", wordings, names)
-
-
-def _ask_extreme(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    axis, last = int(generator.integers(2)), int(generator.integers(2))
-    ranked = _rank(scene, axis)
-    if ranked is None:
-        return None
-    word = (("leftmost", "rightmost"), ("highest", "lowest"))[axis][last]
-    wordings = (f"what is the {word} thing", f"which thing is the {word}")
-    return _turn(generator, "extreme", wordings, f"the {ranked[-last].name}")
-
-
-def _ask_listing(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    ranked = _rank(scene, 0)
-    if ranked is None:
-        return None
-    wordings = (
-        "list all things from left to right",
-        "what do you see from left to right",
-        "name all things from left to right",
-    )
-    answer = " and ".join(f"a {thing.name}" for thing in ranked)
-    return _turn(generator, "listing", wordings, answer)
-
-
-def _ask_layout(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    """The listing with a coarse column and row of each object: three by three."""
-    ranked = _rank(scene, 0)
-    if ranked is None:
-        return None
-    parts = []
-    for thing in ranked:
-        x, y = (min(int(3 * at), 2) for at in _centre(scene, thing))
-        parts.append(
-            f"{thing.name} {('left', 'middle', 'right')[x]} {('top', 'middle', 'bottom')[y]}"
-        )
-    wordings = (
-        "describe the picture",
-        "what is in this picture and where",
-        "describe all things and tell me the column and row of each",
-    )
-    return _turn(generator, "layout", wordings[:2], " , ".join(parts))
-
-
-def _ask_region(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
-    place = _pick(generator, scene)[0]
-    name = scene.objects[place].name
-    wordings = (
-        f"where is the {name}",
-        f"find the {name}",
-        f"show me the {name}",
-        f"point to the {name}",
-        f"locate the {name}",
-        f"can you show me where the {name} is",
-    )
-    answers = (
-        f"it is here {REGION_MARKER}",
-        f"here it is {REGION_MARKER}",
-        f"the {name} is here {REGION_MARKER}",
-    )
-    answer = answers[int(generator.integers(len(answers)))]
-    return _turn(generator, "region", wordings, answer, (place,))
-
-
-def _ask_two_regions(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    if len(scene.objects) < 2:
-        return None
-    first, second = _pick(generator, scene, 2)
-    one, other = scene.objects[first].name, scene.objects[second].name
-    wordings = (
-        f"where are the {one} and the {other}",
-        f"find the {one} and the {other}",
-        f"show me the {one} and the {other}",
-    )
-    answer = f"the {one} is here {REGION_MARKER} and the {other} is here {REGION_MARKER}"
-    return _turn(generator, "two_regions", wordings, answer, (first, second))
-
-
-def _ask_motion(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
-    thing = scene.objects[_pick(generator, scene)[0]]
-    answer = "it stays still" if thing.motion == "still" else thing.motion
-    wordings = (
-        f"which way does the {thing.name} move",
-        f"tell me which way the {thing.name} moves",
-    )
-    return _turn(generator, "motion", wordings, answer)
-
-
-def _ask_mover(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    motion = str(generator.choice(list(MOTIONS)))
-    movers = [thing for thing in scene.objects if thing.motion == motion]
-    if len(movers) > 1:
-        return None
-    verb = "stays still" if motion == "still" else f"moves {motion}"
-    answer = f"the {movers[0].name}" if movers else "nothing"
-    return _turn(generator, "mover", (f"what {verb}", f"which thing {verb}"), answer)
-
-
-def _ask_order(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    if len(scene.objects) < 2:
-        return None
-    first, second = (scene.objects[place] for place in _pick(generator, scene, 2))
-    if abs(first.first_frame - second.first_frame) < 2:
-        return None
-    earlier = first if first.first_frame < second.first_frame else second
-    if generator.random() < 0.5:
-        wordings = (f"what comes first , the {first.name} or the {second.name}",)
-        return _turn(generator, "order", wordings, f"the {earlier.name}")
-    before = bool(generator.integers(2))
-    wordings = (
-        f"is the {first.name} seen {'before' if before else 'after'} the {second.name}",
-        f"does the {first.name} come {'before' if before else 'after'} the {second.name}",
-    )
-    return _turn(
-        generator, "order", wordings[:1], "yes" if (earlier is first) == before else "no"
-    )
-
-
-def _ask_moment(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
-    place = _pick(generator, scene)[0]
-    name = scene.objects[place].name
-    wordings = (
-        f"when is the {name} visible",
-        f"when do you see the {name}",
-        f"tell me when the {name} is seen",
-    )
-    answer = f"it is visible here {TEMPORAL_MARKER}"
-    return _turn(generator, "moment", wordings, answer, (place,))
-
-
-KINDS: Mapping[str, Ask] = MappingProxyType(
-    {
-        "colour": _ask_colour,
-        "shape": _ask_shape,
-        "count": _ask_count,
-        "existence": _ask_existence,
-        "relation": _ask_relation,
-        "half": _ask_half,
-        "beside": _ask_beside,
-        "extreme": _ask_extreme,
-        "listing": _ask_listing,
-        "layout": _ask_layout,
-        "region": _ask_region,
-        "two_regions": _ask_two_regions,
-        "motion": _ask_motion,
-        "mover": _ask_mover,
-        "order": _ask_order,
-        "moment": _ask_moment,
-    }
-)
-CONVERSATION_MIXTURE: Mapping[str, float] = MappingProxyType(
-    {
-        "colour": 1.0,
-        "shape": 1.0,
-        "count": 1.0,
-        "existence": 1.0,
-        "relation": 1.5,
-        "half": 1.5,
-        "beside": 0.5,
-        "extreme": 0.5,
-        "listing": 0.5,
-        "layout": 0.5,
-    }
-)
-REGION_MIXTURE: Mapping[str, float] = MappingProxyType({"region": 0.7, "two_regions": 0.3})
-CLIP_MIXTURE: Mapping[str, float] = MappingProxyType({"motion": 1.0, "mover": 1.0, "order": 1.0})
-MOMENT_MIXTURE: Mapping[str, float] = MappingProxyType({"moment": 1.0})

@@ -39,8 +39,11 @@ def paint(scene: Scene) -> Pixels:
     """All frames of a scene, ``[frames, side, side, 3]``, RGB."""
     options = scene.options
     generator = scene_generator(scene.seed, scene.index, "paint")
-    frames = np.repeat(_background(generator, options.side, options.background_contrast)[None],
-                       options.frames, axis=0)
+    frames = np.repeat(
+        _background(generator, options.side, options.background_contrast)[None],
+        options.frames,
+        axis=0,
+    )
     for thing, mask in zip(scene.objects, scene.masks, strict=True):
         shade = 1 - generator.uniform(0, _SHADE)
         frames[mask] = np.asarray(_RGB[thing.colour], np.float32) * np.float32(shade)

@@ -43,7 +43,9 @@ class SceneOptions:
     fps: float = 8.0  # frames per second of a clip
     objects: tuple[int, int] = (2, 4)  # fewest and most, both possible
     radius: tuple[float, float] = (0.12, 0.22)
-    distractor_share: float = 0.6  # chance that a further object has the first one's colour or shape
+    distractor_share: float = (
+        0.6  # chance that a further object has the first one's colour or shape
+    )
     interval_frames: tuple[int, int] = (2, 5)  # fewest and most visible frames in a clip
     speed: tuple[float, float] = (0.03, 0.06)  # per frame, of what moves
     min_visible: float = 0.6  # least share of an object's area that others leave visible
@@ -155,9 +157,9 @@ def scene_generator(seed: int, index: int, purpose: str) -> np.random.Generator:
 def make_scene(seed: int, index: int, options: SceneOptions | None = None) -> Scene:
     """Draw the scene number ``index`` of the world ``seed``; the same numbers, the same scene.
 
-    Looks and positions are drawn again until every object shows at least ``min_visible`` of its area in
-    every frame of its interval, and no two objects of one colour overlap (their edge would be
-    invisible).
+    Looks and positions are drawn again until every object shows at least ``min_visible`` of its
+    area in every frame of its interval, and no two objects of one colour overlap (their edge would
+    be invisible).
 
     Raises:
         SceneError: So many or so large objects that no such layout was found.

@@ -1,0 +1,143 @@
+"""Examples side by side: padding, and every index that the model needs, worked out before the GPU
+is involved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from tpokit.interfaces import Processor, TaskHead
+from tpokit.losses import ASSIGN, LANGUAGE
+from tpokit.tokens import TokenTable
+from tpokit.types import (
+    IGNORED,
+    Batch,
+    Example,
+    GivenIndex,
+    LabelIndex,
+    SlotIndex,
+    TokenIndex,
+)
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches for one model.
+
+    Attributes:
+        processor: Of the backbone; turns pixels into tensors and names the padding token.
+        heads: By task.
+        tokens: Ids of the task tokens.
+        padding: Side that is padded: right for training, left for generation.
+    """
+
+    processor: Processor
+    heads: Mapping[str, TaskHead]
+    tokens: TokenTable
+    padding: Literal["left", "right"] = "right"
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """Collate examples."""
+        length = max(len(example.ids) for example in examples)
+        starts = [
+            length - len(example.ids) if self.padding == "left" else 0 for example in examples
+        ]
+        pad = self.processor.tokenizer.pad_token_id or 0
+        ids = torch.full((len(examples), length), pad)
+        labels = torch.full((len(examples), length), IGNORED)
+        mask = torch.zeros(len(examples), length, dtype=torch.bool)
+        for row, (example, start) in enumerate(zip(examples, starts, strict=True)):
+            span = slice(start, start + len(example.ids))
+            ids[row, span] = torch.tensor(example.ids)
+            labels[row, span] = torch.tensor(example.labels)
+            mask[row, span] = True
+        learnt = _label_index(labels)
+        tasks = sorted(self.heads)
+        targets = {
+            task: self.heads[task].collate(_joined(examples, "targets", task)) for task in tasks
+        }
+        triggers = learnt.ids >= self.tokens.rows
+        counts = {LANGUAGE: float((~triggers).sum()), ASSIGN: float(triggers.sum())}
+        for task in tasks:
+            counted = self.heads[task].counts(targets[task])
+            counts.update({f"{task}.{term}": float(count) for term, count in counted.items()})
+        return Batch(
+            ids=ids,
+            mask=mask,
+            labels=labels,
+            learnt=learnt,
+            tokens=self._token_index(ids, mask),
+            slots={task: _slot_index(examples, starts, task, self._slots(task)) for task in tasks},
+            given=self._given(examples, starts),
+            targets=targets,
+            views=self._views(examples),
+            media=self.processor.collate_media([example.views for example in examples]),
+            counts=counts,
+            samples=tuple(f"{example.source}/{example.sample.id}" for example in examples),
+        )
+
+    def _slots(self, task: str) -> int:
+        return len(self.tokens.tasks[task].slots)
+
+    def _token_index(self, ids: torch.Tensor, mask: torch.Tensor) -> TokenIndex:
+        given = {self.tokens.given_id(task) for task in self.tokens.tasks} - {None}
+        found = (ids >= self.tokens.rows) & mask
+        for token in given:
+            found &= ids != token
+        rows, positions = torch.nonzero(found, as_tuple=True)
+        return TokenIndex(rows, positions, ids[rows, positions] - self.tokens.rows)
+
+    def _given(self, examples: Sequence[Example], starts: Sequence[int]) -> dict[str, GivenIndex]:
+        index: dict[str, GivenIndex] = {}
+        for task in sorted(self.heads):
+            if self.tokens.given_id(task) is None:
+                continue
+            places = [
+                (row, start + position)
+                for row, (example, start) in enumerate(zip(examples, starts, strict=True))
+                for position in example.given_positions.get(task, ())
+            ]
+            rows, positions = torch.tensor(places, dtype=torch.long).reshape(-1, 2).unbind(1)
+            values = self.heads[task].collate_given(_joined(examples, "given", task))
+            index[task] = GivenIndex(rows, positions, values)
+        return index
+
+    def _views(self, examples: Sequence[Example]) -> dict[str, list[Any]]:
+        """Views of each call, for heads that look at the media themselves."""
+        return {
+            task: [
+                example.head_views.get(task, [])
+                for example in examples
+                for _ in example.slots.get(task, ())
+            ]
+            for task, head in sorted(self.heads.items())
+            if head.media_need() is not None
+        }
+
+
+def _joined(examples: Sequence[Example], name: str, task: str) -> list[Any]:
+    return [value for example in examples for value in getattr(example, name).get(task, ())]
+
+
+def _label_index(labels: torch.Tensor) -> LabelIndex:
+    """The hidden state before each label; a label at position 0 has none and is left out."""
+    rows, before = torch.nonzero(labels[:, 1:] != IGNORED, as_tuple=True)
+    return LabelIndex(rows, before, labels[rows, before + 1])
+
+
+def _slot_index(
+    examples: Sequence[Example], starts: Sequence[int], task: str, slots: int
+) -> SlotIndex:
+    calls = [
+        (row, [start + position for position in call])
+        for row, (example, start) in enumerate(zip(examples, starts, strict=True))
+        for call in example.slots.get(task, ())
+    ]
+    return SlotIndex(
+        torch.tensor([row for row, _ in calls], dtype=torch.long),
+        torch.tensor([positions for _, positions in calls], dtype=torch.long).reshape(-1, slots),
+    )

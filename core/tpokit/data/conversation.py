@@ -1,0 +1,232 @@
+"""From a sample to token ids, labels and slot positions: one encoder for training and inference.
+
+The text is rendered once by the backbone's own chat template, with a stand-in for each answer. So
+every character of the prompt comes from the template, and the labels are exactly the answers with
+their end of turn: joining the unlabelled and the labelled pieces gives the rendered text again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tpokit.data.media import read_media
+from tpokit.errors import DataError, UsageError
+from tpokit.interfaces import Processor, TaskHead
+from tpokit.tokens import TokenTable, mark, marked_tasks
+from tpokit.types import IGNORED, Example, MediaNeed, Sample, Turn, View
+
+_STAND_IN = re.compile("\ue000(\\d+)\ue001")
+_MEDIA_MARK = re.compile(r"<(image|video)>")
+BACKBONE = "backbone"
+"""Key of the backbone's own view among the views of a medium."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes samples for one model.
+
+    Attributes:
+        processor: Of the backbone.
+        heads: By task; they check annotations and say which views they need.
+        tokens: Ids of the task tokens.
+        max_length: Longest sequence, in tokens; a longer sample is an error, because cutting it
+            could drop a slot or tear a medium.
+    """
+
+    processor: Processor
+    heads: Mapping[str, TaskHead]
+    tokens: TokenTable
+    max_length: int
+
+    def encode(self, sample: Sample, source: str, answer_next: bool = False) -> Example:
+        """Encode a sample.
+
+        Args:
+            sample: Must end with an answer, or with a question if ``answer_next``.
+            source: Name of its data entry, for messages.
+            answer_next: Open an answer at the end and learn nothing: the form that generation goes
+                on from. A final answer of the sample is left out.
+
+        Raises:
+            DataError: Marks and targets do not fit together, an annotation or a medium is wrong, or
+                the sample is longer than ``max_length``.
+        """
+        where = f"{source}/{sample.id}"
+        turns = (
+            sample.turns[:-1]
+            if answer_next and sample.turns[-1].role == "assistant"
+            else sample.turns
+        )
+        self._check(sample, turns, where, answer_next)
+        views = self._views(sample, where)
+        pieces = self._pieces(sample, turns, views[BACKBONE], where, answer_next)
+        ids: list[int] = []
+        labels: list[int] = []
+        for text, learnt in pieces:
+            found = self.tokens.from_tokenizer(
+                self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            )
+            ids += found
+            labels += found if learnt else [IGNORED] * len(found)
+        if len(ids) > self.max_length:
+            raise DataError(
+                f"{where}: {len(ids)} tokens, but at most {self.max_length} fit (run.max_length); "
+                "a cut would drop a slot or tear a medium: shorten the conversation or give fewer "
+                "or smaller media"
+            )
+        slots, given = self._find(ids, labels, where)
+        targets, given_values = self._annotations(sample, turns, where)
+        return Example(
+            sample=sample,
+            source=source,
+            ids=ids,
+            labels=labels,
+            slots=slots,
+            given_positions=given,
+            targets=targets,
+            given=given_values,
+            views=views[BACKBONE],
+            head_views={task: found for task, found in views.items() if task != BACKBONE},
+        )
+
+    def _check(self, sample: Sample, turns: Sequence[Turn], where: str, answer_next: bool) -> None:
+        """Roles in order, and as many marks as annotations."""
+        roles = [turn.role for turn in turns if turn.role != "system"]
+        wanted = [("user", "assistant")[index % 2] for index in range(len(roles))]
+        if not roles or roles != wanted or (roles[-1] == "user") != answer_next:
+            raise DataError(
+                f"{where}: turns are {', '.join(roles) or 'empty'}; they must alternate user, "
+                f"assistant and end with {'a question' if answer_next else 'an answer'}"
+            )
+        for kind, found, role in (
+            ("target", sample.targets, "assistant"),
+            ("given value", sample.given, "user"),
+        ):
+            for task in found:
+                if task not in self.heads:
+                    raise DataError(
+                        f"{where}: has a {kind} of task {task!r}, but the model's heads do "
+                        f"{', '.join(sorted(self.heads)) or 'nothing'}"
+                    )
+            said = [turn.text for turn in sample.turns if turn.role == role]
+            for task in self.heads:
+                marks = sum(len(marked_tasks(text, (task,))) for text in said)
+                count = len(found.get(task, ()))
+                if marks != count:
+                    place = "answers" if role == "assistant" else "questions"
+                    raise DataError(
+                        f"{where}: {mark(task)} stands {marks} times in the {place}, but there are "
+                        f"{count} {kind}s of task {task!r}; one is needed for each"
+                    )
+
+    def _views(self, sample: Sample, where: str) -> dict[str, list[View]]:
+        """The views of every consumer, each medium decoded once."""
+        needs: dict[str, MediaNeed] = {BACKBONE: self.processor.media_need()}
+        for task in self.heads:
+            need = self.heads[task].media_need()
+            if need is not None and task in sample.targets:
+                needs[task] = need
+        views: dict[str, list[View]] = {consumer: [] for consumer in needs}
+        for medium in sample.media:
+            try:
+                decoded = read_media(medium, needs)
+            except DataError as cause:
+                raise DataError(f"{where}: {cause}") from cause
+            for consumer, view in decoded.items():
+                views[consumer].append(view)
+        return views
+
+    def _pieces(
+        self,
+        sample: Sample,
+        turns: Sequence[Turn],
+        views: Sequence[View],
+        where: str,
+        answer_next: bool,
+    ) -> list[tuple[str, bool]]:
+        """The rendered text, cut into pieces that are learnt and pieces that are not."""
+        answers: list[str] = []
+        messages: list[dict[str, Any]] = []
+        front = [] if _has_media_marks(turns) else [medium.kind for medium in sample.media]
+        for turn in turns:
+            try:
+                text = self.tokens.spell_out(turn.text, turn.role, where)
+            except UsageError as cause:
+                raise DataError(str(cause)) from cause
+            if turn.role == "assistant":
+                answers.append(text)
+                text = f"\ue000{len(answers) - 1}\ue001"
+            parts = [{"type": kind} for kind in front] if turn.role == "user" else []
+            front = front if turn.role != "user" else []
+            messages.append({"role": turn.role, "content": parts + _content(text)})
+        marks = sum(part["type"] != "text" for message in messages for part in message["content"])
+        if marks != len(sample.media):
+            raise DataError(
+                f"{where}: {marks} media marks in the turns, but {len(sample.media)} media"
+            )
+        rendered = self.processor.expand(self.processor.render(messages, answer_next), views)
+        pieces: list[tuple[str, bool]] = []
+        start = 0
+        end_of_turn = self.processor.end_of_turn
+        for found in _STAND_IN.finditer(rendered):
+            pieces.append((rendered[start : found.start()], False))
+            ends = rendered.startswith(end_of_turn, found.end())
+            pieces.append((answers[int(found.group(1))] + (end_of_turn if ends else ""), True))
+            start = found.end() + (len(end_of_turn) if ends else 0)
+        pieces.append((rendered[start:], False))
+        return [(text, learnt) for text, learnt in pieces if text]
+
+    def _find(
+        self, ids: list[int], labels: list[int], where: str
+    ) -> tuple[dict[str, list[list[int]]], dict[str, list[int]]]:
+        """Positions of slots and given tokens; slots lose their labels, as they are never
+        predicted.
+        """
+        special = {index: at for index, at in enumerate(ids) if at >= self.tokens.rows}
+        slots: dict[str, list[list[int]]] = {}
+        given: dict[str, list[int]] = {}
+        for task in self.heads:
+            slot_ids = self.tokens.slot_ids(task)
+            first = [position for position, found in special.items() if found == slot_ids[0]]
+            slots[task] = [[start + k for k in range(len(slot_ids))] for start in first]
+            for call in slots[task]:
+                if tuple(ids[position] for position in call) != slot_ids:
+                    raise DataError(f"{where}: the slots of task {task!r} are torn apart")
+                for position in call:
+                    labels[position] = IGNORED
+            given_id = self.tokens.given_id(task)
+            given[task] = [position for position, found in special.items() if found == given_id]
+        return slots, given
+
+    def _annotations(
+        self, sample: Sample, turns: Sequence[Turn], where: str
+    ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+        """Annotations checked by their heads; of calls that are in the encoded turns only."""
+        targets: dict[str, list[Any]] = {}
+        given: dict[str, list[Any]] = {}
+        for task, head in self.heads.items():
+            said = [turn.text for turn in turns if turn.role == "assistant"]
+            count = sum(len(marked_tasks(text, (task,))) for text in said)
+            targets[task] = [
+                head.read_target(a, where) for a in sample.targets.get(task, ())[:count]
+            ]
+            given[task] = [head.read_given(a, where) for a in sample.given.get(task, ())]
+        return targets, given
+
+
+def _has_media_marks(turns: Sequence[Turn]) -> bool:
+    return any(_MEDIA_MARK.search(turn.text) for turn in turns)
+
+
+def _content(text: str) -> list[dict[str, str]]:
+    """A turn in transformers' form: text parts and media parts in their order."""
+    parts: list[dict[str, str]] = []
+    for index, piece in enumerate(_MEDIA_MARK.split(text)):
+        if index % 2:
+            parts.append({"type": piece})
+        elif piece.strip():
+            parts.append({"type": "text", "text": piece.strip()})
+    return parts
