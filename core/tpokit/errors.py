@@ -2,13 +2,13 @@
 
 ::
 
-    TpokitError                 something a user can act on; one message, no traceback on the
-    console ├── UsageError              asked wrongly (exit code 2) │   ├── RecipeError         a
-    recipe has problems; all of them at once │   └── PluginError         a plugin is unknown,
-    broken, or not fit for this version of the core ├── DataError               an annotation or a
-    medium is wrong; names the sample and the place (exit code 1) ├── CheckpointError         a
-    saved model cannot be written, is incomplete, or does not fit (exit code 1) └── TrainingError
-    a run cannot go on, such as a loss that is not finite (exit code 1)
+    TpokitError                 something a user can act on; one message, no traceback
+    ├── UsageError              asked wrongly (exit code 2)
+    │   ├── RecipeError         a recipe has problems; all of them at once
+    │   └── PluginError         a plugin is unknown, broken, or made for another core
+    ├── DataError               an annotation or a medium is wrong; names the sample (exit code 1)
+    ├── CheckpointError         a model cannot be written, is incomplete or does not fit (1)
+    └── TrainingError           a run cannot go on: a loss that is not finite (exit code 1)
 
 A message says what is wrong, where it was read, and what would be right.
 """
@@ -45,6 +45,15 @@ class Problem:
     message: str
 
 
+def problem_report(origin: str, problems: Sequence[Problem]) -> str:
+    """One line with the number of problems, then a line for each, paths aligned."""
+    count = len(problems)
+    width = max((len(problem.path) for problem in problems), default=0)
+    lines = [f"{origin} has {count} problem{'' if count == 1 else 's'}"]
+    lines += [f"  {problem.path:<{width}}  {problem.message}" for problem in problems]
+    return "\n".join(lines)
+
+
 class RecipeError(UsageError):
     """A recipe that cannot be run; carries every problem that was found, not the first one."""
 
@@ -57,15 +66,7 @@ class RecipeError(UsageError):
         """
         self.origin = origin
         self.problems = tuple(problems)
-        super().__init__(self.text())
-
-    def text(self) -> str:
-        """The report: one line with the number of problems, then a line for each, paths aligned."""
-        count = len(self.problems)
-        width = max((len(problem.path) for problem in self.problems), default=0)
-        lines = [f"{self.origin} has {count} problem{'' if count == 1 else 's'}"]
-        lines += [f"  {problem.path:<{width}}  {problem.message}" for problem in self.problems]
-        return "\n".join(lines)
+        super().__init__(problem_report(origin, self.problems))
 
 
 class PluginError(UsageError):

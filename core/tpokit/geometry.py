@@ -1,10 +1,10 @@
 """Boxes: conversions, areas and overlaps; pure functions on tensors.
 
 A box is two corners (x0, y0, x1, y1), upper left and lower right, as fractions of the image; where
-a name ends in ``_px`` the unit is pixels, ``_cxcywh`` means centre and size. Areas and overlaps work
-in any unit as long as all boxes share it. Corners may be swapped (a network may predict that): such
-a box has the area 0 and overlaps with nothing. Values and gradients are finite for every finite
-box. Half-precision boxes are computed in float32.
+a name ends in ``_px`` the unit is pixels, ``_cxcywh`` means centre and size. Areas and overlaps
+work in any unit as long as all boxes share it. Corners may be swapped (a network may predict that):
+such a box has the area 0 and overlaps with nothing. Values and gradients are finite for points,
+lines and swapped corners too. Half-precision boxes are computed in float32.
 """
 
 from __future__ import annotations
@@ -43,18 +43,19 @@ def is_proper(boxes: Tensor) -> Tensor:
 
 
 def to_pixels(boxes: Tensor, sizes_px: Tensor) -> Tensor:
-    """Fractions ``[..., 4]`` to pixels ``[..., 4]``; ``sizes_px`` ``[..., 2]``: width and height."""
+    """Fractions ``[..., 4]`` to pixels, for images of ``sizes_px`` ``[..., 2]`` (width, height)."""
     return boxes * torch.cat([sizes_px, sizes_px], dim=-1)
 
 
 def to_fractions(boxes_px: Tensor, sizes_px: Tensor) -> Tensor:
-    """Pixels ``[..., 4]`` to fractions ``[..., 4]``; ``sizes_px`` ``[..., 2]``: width and height."""
+    """Pixels ``[..., 4]`` to fractions, for images of ``sizes_px`` ``[..., 2]`` (width, height)."""
     return boxes_px / torch.cat([sizes_px, sizes_px], dim=-1)
 
 
 def area(boxes: Tensor) -> Tensor:
     """Areas ``[...]`` of boxes ``[..., 4]``, in the square of their unit; 0 for swapped corners."""
-    return (_full(boxes)[..., 2:] - _full(boxes)[..., :2]).clamp(min=0).prod(-1)
+    boxes = _full(boxes)
+    return _product(boxes[..., 2:] - boxes[..., :2])
 
 
 def aligned_iou(first: Tensor, second: Tensor) -> Tensor:
@@ -116,10 +117,19 @@ def _full(boxes: Tensor) -> Tensor:
     return boxes if boxes.dtype == torch.float64 else boxes.float()
 
 
+def _product(sizes: Tensor) -> Tensor:
+    """Width times height ``[...]`` of sizes ``[..., 2]``; negative ones count as 0.
+
+    Not ``prod``, whose gradient looks for zeros and so makes a GPU wait.
+    """
+    width, height = sizes.clamp(min=0).unbind(-1)
+    return width * height
+
+
 def _overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Areas of intersection and union ``[...]`` of boxes that broadcast."""
     first, second = _full(first), _full(second)
     upper_left = torch.maximum(first[..., :2], second[..., :2])
     lower_right = torch.minimum(first[..., 2:], second[..., 2:])
-    intersection = (lower_right - upper_left).clamp(min=0).prod(-1)
+    intersection = _product(lower_right - upper_left)
     return intersection, area(first) + area(second) - intersection

@@ -37,12 +37,13 @@ class TaskHead(nn.Module, ABC):
 
     Attributes:
         task: What it does, ``[a-z][a-z0-9_]*``; data sources mark it as ``<task>``.
-        tokens: Trigger, slots and given token.
+        tokens: Trigger, slots and given token, set on the class; an instance may set its own where
+            they depend on its options.
         terms: Names of its loss terms, as in its spec.
     """
 
     task: ClassVar[str]
-    tokens: ClassVar[TaskTokens]
+    tokens: TaskTokens
     terms: ClassVar[tuple[str, ...]]
     Options: ClassVar[type[Options]] = NoOptions
 

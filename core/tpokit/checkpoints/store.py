@@ -1,0 +1,272 @@
+"""Saved models: a folder with the recipe, what was trained, and the base by name and hash.
+
+::
+
+    assign/
+      recipe.yaml               as resolved
+      model.json                base, stage, modes, task tokens, versions, files
+      bridge.safetensors        always
+      region.safetensors        each head, by task, always
+      llm-lora.safetensors      adapters, once a stage has trained them
+      llm.safetensors, connector.safetensors, vision.safetensors    once a stage has trained them in
+      full
+
+Frozen weights are never saved. A tensor goes by its full name in the model.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import tpokit
+from tpokit.checkpoints.atomic import whole_folder
+from tpokit.checkpoints.tensors import declared_shape, file_tensors
+from tpokit.errors import CheckpointError
+from tpokit.lora import add_lora, has_lora
+from tpokit.model import TpoModel, build_model
+from tpokit.recipe import Recipe, StageEntry, load_recipe
+
+if TYPE_CHECKING:
+    from tpokit.plugins import Plugins
+
+FORMAT = 1
+"""Version of the folder's layout."""
+RUN_FILE = "run.json"
+MODEL_FILE = "model.json"
+RECIPE_FILE = "recipe.yaml"
+LORA = "llm-lora"
+"""Name of the file with adapters."""
+
+
+# ---- writing ----
+
+
+def files_of(model: TpoModel, recipe: Recipe, stage: StageEntry) -> list[str]:
+    """Names of the files that hold all that was trained up to a stage, sorted; without
+    ``.safetensors``.
+    """
+    names = {"bridge", *model.heads}
+    for done in recipe.stages[: recipe.stages.index(stage) + 1]:
+        names |= {part for part, mode in done.train.items() if mode == "full"}
+    if has_lora(model.backbone):
+        names.add(LORA)
+    return sorted(names)
+
+
+def save_model(
+    model: TpoModel,
+    recipe: Recipe,
+    folder: Path,
+    stage: StageEntry,
+    base: Mapping[str, str],
+    state: Mapping[str, Tensor] | None = None,
+    kept: Callable[[], str] = lambda: "what was saved before is untouched",
+) -> None:
+    """Write a saved model, whole or not at all.
+
+    Args:
+        model: With its task tokens.
+        recipe: Written as resolved.
+        folder: Must not exist.
+        stage: The last stage that was trained.
+        base: What the backbone's ``identity`` said before training.
+        state: Whole tensors by name, gathered by `trained_state`; default: those of the model
+            itself.
+        kept: Says what is there to go on from if this fails.
+
+    Raises:
+        CheckpointError: It cannot be written, or a tensor is not whole.
+    """
+    about = {
+        "base": dict(base),
+        "stage": stage.name,
+        "modes": dict(stage.train),
+    }
+    with whole_folder(folder, kept) as partial:
+        fill_model(model, partial, recipe.dump(), files_of(model, recipe, stage), about, state)
+
+
+def fill_model(
+    model: TpoModel,
+    folder: Path,
+    recipe_text: str,
+    files: Sequence[str],
+    about: Mapping[str, Any],
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write ``recipe.yaml``, ``model.json`` and the named files of tensors into a folder."""
+    (folder / RECIPE_FILE).write_text(recipe_text, encoding="utf-8")
+    described = {
+        "format": FORMAT,
+        **about,
+        "tokens": list(model.tokens.ids),
+        "files": list(files),
+        "versions": _versions(),
+    }
+    (folder / MODEL_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    for name in files:
+        wanted = file_tensors(model, name)
+        found = {key: (state or {}).get(key, tensor) for key, tensor in wanted.items()}
+        path = folder / f"{name}.safetensors"
+        save_file({key: tensor.detach().contiguous() for key, tensor in found.items()}, path)
+        read_tensors(path, wanted)  # what is on the disk must fit before anything relies on it
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what a saved model depends on."""
+    names = ("torch", "transformers", "peft")
+    return {
+        "tpokit": tpokit.__version__,
+        **{name: importlib.metadata.version(name) for name in names},
+    }
+
+
+# ---- reading ----
+
+
+def load_model(folder: Path | str, plugins: Plugins | None = None) -> TpoModel:
+    """Load a saved model in evaluation mode.
+
+    Args:
+        folder: Of a run (its last finished stage is loaded), of one stage, or of a merged model.
+        plugins: Where names are looked up; default: what is installed and the recipe's registry.
+
+    Raises:
+        CheckpointError: It is no saved model, is not whole, or does not fit the base model; names
+            the tensor and both shapes, or both hashes.
+    """
+    from tpokit.plugins import Plugins
+
+    folder = saved_folder(Path(folder))
+    recipe = saved_recipe(folder, plugins=plugins)
+    plugins = plugins or Plugins.load(recipe.registry_path)
+    model = build_model(recipe, plugins)
+    load_weights(model, recipe, folder)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def saved_recipe(
+    folder: Path, overrides: Sequence[str] = (), plugins: Plugins | None = None
+) -> Recipe:
+    """The recipe of a saved model or run."""
+    return load_recipe(saved_folder(Path(folder)) / RECIPE_FILE, overrides, plugins)
+
+
+def saved_folder(folder: Path) -> Path:
+    """The folder of the model itself: that of the last finished stage of a run.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if (folder / MODEL_FILE).is_file():
+        return folder
+    if not (folder / RUN_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} is no saved model: it has neither {MODEL_FILE} (a stage, a merged model) "
+            f"nor {RUN_FILE} (a run)"
+        )
+    done = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["done"]
+    if not done:
+        raise CheckpointError(f"{folder}: no stage of this run is finished; go on with --resume")
+    return saved_folder(folder / str(done[-1]))
+
+
+def load_weights(
+    model: TpoModel, recipe: Recipe, folder: Path, base: Mapping[str, str] | None = None
+) -> None:
+    """Put the weights of a saved model into one that was built from the same base, in place.
+
+    Args:
+        model: Just built.
+        recipe: For its adapters.
+        folder: Of the saved model itself.
+        base: What the backbone's ``identity`` says; default: it is asked.
+
+    Raises:
+        CheckpointError: Something does not fit; the model is unchanged but for empty adapters.
+    """
+    described = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+    _check(model, described, folder, base or model.backbone.identity())
+    if LORA in described["files"]:
+        lora = recipe.lora
+        targets = model.backbone.lora_targets()
+        add_lora(model.backbone, targets, lora.rank, lora.alpha, lora.dropout, recipe.seed)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for name in described["files"]:
+        wanted = file_tensors(model, name)
+        found = read_tensors(folder / f"{name}.safetensors", wanted)
+        pairs += [(wanted[key], tensor) for key, tensor in found.items()]
+    with torch.no_grad():
+        for parameter, tensor in pairs:
+            parameter.copy_(tensor)
+
+
+def _check(
+    model: TpoModel, described: Mapping[str, Any], folder: Path, base: Mapping[str, str]
+) -> None:
+    """See that a description fits a model."""
+    if described["format"] != FORMAT:
+        raise CheckpointError(
+            f"{folder}: format {described['format']} of saved models; this tpokit reads {FORMAT}"
+        )
+    saved = described["base"]
+    if saved["hash"] != base["hash"]:
+        raise CheckpointError(
+            f"{folder} was trained from the base model {saved['name']!r} with hash {saved['hash']}, but "
+            f"{base['name']!r} has hash {base['hash']}; give the base it was trained from"
+        )
+    if described["tokens"] != list(model.tokens.ids):
+        raise CheckpointError(
+            f"{folder} has the task tokens {' '.join(described['tokens'])}, but the model "
+            f"{' '.join(model.tokens.ids)}"
+        )
+
+
+def read_tensors(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read a file and compare it with what is wanted, by name and shape.
+
+    Raises:
+        CheckpointError: It is missing, cut short, or does not fit.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+            _compare(path, shapes, wanted)
+            return {name: file.get_tensor(name) for name in shapes}
+    except FileNotFoundError as cause:
+        raise CheckpointError(f"{path} is missing") from cause
+    except (SafetensorError, OSError) as cause:
+        raise CheckpointError(
+            f"{path} is not whole ({cause}); it was cut short or changed after it was saved"
+        ) from cause
+
+
+def _compare(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor]
+) -> None:
+    problems = []
+    for name in sorted({*shapes, *wanted}):
+        if name not in shapes:
+            problems.append(
+                f"{name} is missing; the model's has shape {declared_shape(wanted[name])}"
+            )
+        elif name not in wanted:
+            problems.append(f"{name} {list(shapes[name])} is in the file, but not in the model")
+        elif list(shapes[name]) != declared_shape(wanted[name]):
+            problems.append(
+                f"{name} has shape {list(shapes[name])}, but the model's has {declared_shape(wanted[name])}: "
+                "weights of another width; build the model with the options it was trained with"
+            )
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise CheckpointError(f"{path} does not fit: {'; '.join(problems[:3])}{more}")

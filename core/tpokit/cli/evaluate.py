@@ -1,0 +1,28 @@
+"""``tpokit evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run, a stage of it, or a merged model.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a value: evaluate.samples=100")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the scores to this file.")
+    ] = None,
+) -> None:
+    """Score a trained model on the evaluate: section of its recipe."""
+    from tpokit.checkpoints.atomic import write_json
+    from tpokit.evaluation.runner import evaluate_run
+    from tpokit.reporting.console import score_table
+
+    report = evaluate_run(run, overrides or ())
+    score_table({"score": report.scores, "best constant": report.constant})
+    if json_file is not None:
+        write_json(json_file, report.to_json())

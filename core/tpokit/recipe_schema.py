@@ -1,0 +1,300 @@
+"""What may stand in a recipe: one model for each section, in the order in which a user reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+)
+
+from tpokit.errors import UsageError
+
+SCHEMA = 1
+"""Version of the recipe's schema."""
+BACKBONE_PARTS = ("vision", "connector", "llm")
+"""Parts of every backbone."""
+PARTS = (*BACKBONE_PARTS, "bridge")
+"""Parts of every model besides its heads."""
+WORD_TERMS = ("language", "assign")
+"""Loss terms of every model besides those of its heads."""
+
+Mode = Literal["full", "lora", "frozen"]
+
+
+def _no_truth(value: Any) -> Any:
+    """Refuse ``true`` where a number is wanted; pydantic would read it as 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a number")  # noqa: TRY004 - pydantic reports only this
+    return value
+
+
+def _adds_up(mix: dict[str, float]) -> dict[str, float]:
+    total = sum(mix.values())
+    if abs(total - 1) > 1e-6:
+        raise ValueError(f"shares add up to {total:g}, they must add up to 1")
+    return mix
+
+
+Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
+Weight = Annotated[Number, Field(ge=0)]
+Rate = Annotated[Number, Field(gt=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Whole = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
+Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+def _one_or_many(value: Any) -> str:
+    return "<many>" if isinstance(value, (dict, BaseModel)) else "<one>"
+
+
+class Entry(BaseModel):
+    """Base of all sections: an unknown key is an error, nothing changes once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneEntry(Entry):
+    """``backbone:``: which plugin, and its own options."""
+
+    plugin: str
+    options: dict[str, Any] = {}
+
+
+class HeadEntry(Entry):
+    """One line of ``heads:``: which plugin does this task, and its own options."""
+
+    plugin: str
+    options: dict[str, Any] = {}
+
+
+class DataEntry(Entry):
+    """One line of ``data:``: which source, and its own options."""
+
+    source: str
+    options: dict[str, Any] = {}
+
+
+class LoraEntry(Entry):
+    """``lora:``: adapters of every part that a stage trains with ``lora``.
+
+    Attributes:
+        rank: r of the two matrices.
+        alpha: The update is scaled by alpha / rank.
+        dropout: Share of the adapter's inputs that is dropped, in [0, 1].
+    """
+
+    rank: Count = 16
+    alpha: Rate = 32.0
+    dropout: Share = 0.0
+
+
+class TaskLoss(BaseModel):
+    """Weights of one task: a named set of the head, a weight for the task, and weights of terms.
+
+    With neither a set nor a term the head's first set counts; a term that is not named in a set or
+    here has weight 0.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Weight] = Field(init=False)
+
+    preset: str | None = None
+    weight: Weight | None = None
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The weights of terms that are written out."""
+        return dict(self.__pydantic_extra__)
+
+
+LossSection = dict[
+    str,
+    Annotated[
+        Annotated[Weight, Tag("<one>")] | Annotated[TaskLoss, Tag("<many>")],
+        Discriminator(_one_or_many),
+    ],
+]
+RateSection = Annotated[
+    Annotated[Rate, Tag("<one>")] | Annotated[dict[str, Rate], Tag("<many>")],
+    Discriminator(_one_or_many),
+]
+
+
+class StageEntry(Entry):
+    """One leg of training.
+
+    Attributes:
+        name: Names its folder.
+        train: Part to mode; a part that is not named is frozen.
+        learning_rate: Peak rate, one for all trained parts or one for each.
+        mix: Data entry to its share of the samples; adds up to 1.
+        samples_per_step: Over all devices, gradient accumulation included.
+        steps: Optimizer steps.
+        warmup: Share of the steps in which the rate rises from 0.
+        schedule: How it falls afterwards.
+        weight_decay: Of matrices; vectors and the bridge's rows do not decay.
+        clip: Largest norm of the gradient; 0: not clipped.
+        loss: Weights that differ from the recipe's in this stage.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+    train: Annotated[dict[str, Mode], Field(min_length=1)]
+    learning_rate: RateSection
+    mix: Annotated[dict[str, Rate], Field(min_length=1), AfterValidator(_adds_up)]
+    samples_per_step: Count
+    steps: Count
+    warmup: Share = 0.0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: Weight = 0.0
+    clip: Weight = 1.0
+    loss: LossSection = {}
+
+
+class EvaluateEntry(Entry):
+    """``evaluate:``: what is measured.
+
+    Attributes:
+        data: Data entries.
+        samples: At most so many of each.
+        batch: Questions answered at once.
+        max_new_tokens: Longest answer.
+        before: Measure before the first stage, too.
+    """
+
+    data: Annotated[tuple[str, ...], Field(min_length=1)]
+    samples: Count = 500
+    batch: Count = 64
+    max_new_tokens: Count = 32
+    before: bool = True
+
+
+class RunEntry(Entry):
+    """``run:``: how it runs on this machine; none of it changes what is learnt but ``precision``.
+
+    Attributes:
+        device_batch: Samples that a device takes at once.
+        precision: Of the backbone's arithmetic.
+        workers: Processes that read data, on each device; 0: none besides the training itself.
+        engine: How the model is spread over devices.
+        log_every: Steps between two lines of the log.
+        save_every: Steps between two checkpoints inside a stage; 0: only at its end.
+        max_length: Longest sample in tokens; ``null``: what the backbone can.
+        threads: Threads of the arithmetic on a CPU; ``null``: the library's choice.
+        gradient_checkpointing: Less memory, about a third slower.
+    """
+
+    device_batch: Count = 8
+    precision: Literal["float32", "bfloat16"] = "float32"
+    workers: Whole = 0
+    engine: Literal["plain", "ddp", "zero1", "zero2", "zero3"] = "plain"
+    log_every: Count = 10
+    save_every: Whole = 0
+    max_length: Count | None = None
+    threads: Count | None = None
+    gradient_checkpointing: bool = False
+
+
+class Recipe(Entry):
+    """A whole recipe; made by `tpokit.load_recipe`, which resolves and checks it."""
+
+    recipe: Literal[1]
+    name: Annotated[str, Field(min_length=1)]
+    seed: Whole = 0
+    registry: Path | None = None
+    output: Path
+    backbone: BackboneEntry
+    heads: dict[Name, HeadEntry] = {}
+    data: Annotated[dict[Name, DataEntry], Field(min_length=1)]
+    loss: LossSection = {}
+    lora: LoraEntry = LoraEntry()
+    stages: Annotated[tuple[StageEntry, ...], Field(min_length=1)]
+    evaluate: EvaluateEntry | None = None
+    run: RunEntry = RunEntry()
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of options start: the folder of the file that was first read."""
+        return self._folder
+
+    @property
+    def registry_path(self) -> Path | None:
+        """The registry file that the recipe names."""
+        return None if self.registry is None else self.folder / self.registry
+
+    def stage(self, name: str) -> StageEntry:
+        """The stage of that name.
+
+        Raises:
+            UsageError: There is none.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        names = ", ".join(stage.name for stage in self.stages)
+        raise UsageError(f"recipe {self.name!r} has no stage {name!r} (stages: {names})")
+
+    def modes(self, stage: StageEntry | str) -> dict[str, Mode]:
+        """What a stage does with each part that it names."""
+        return dict(self._of(stage).train)
+
+    def rates(self, stage: StageEntry | str) -> dict[str, float]:
+        """Peak learning rate of each part that a stage trains."""
+        entry = self._of(stage)
+        rate = entry.learning_rate
+        trained = [part for part, mode in entry.train.items() if mode != "frozen"]
+        return {part: rate[part] if isinstance(rate, dict) else rate for part in trained}
+
+    def loss_weights(self, stage: StageEntry | str) -> dict[str, float]:
+        """Weight of every loss term in a stage, by full name.
+
+        Returns:
+            ``language``, ``assign``, and ``task.term``: the weight of the task times that of the
+            term.
+
+        Raises:
+            UsageError: The recipe was loaded without plugins, and so does not know the terms.
+        """
+        weights: dict[str, float] = dict.fromkeys(WORD_TERMS, 1.0)
+        for name, entry in {**self.loss, **self._of(stage).loss}.items():
+            if not isinstance(entry, TaskLoss):
+                weights[name] = entry
+                continue
+            if entry.preset is not None or entry.weight is None:
+                raise UsageError(f"loss.{name}: load the recipe with plugins to know its weights")
+            for term, weight in entry.terms.items():
+                weights[f"{name}.{term}"] = entry.weight * weight
+        unknown = [task for task in self.heads if task not in self.loss]
+        if unknown:
+            raise UsageError(f"loss.{unknown[0]}: load the recipe with plugins to know its weights")
+        return weights
+
+    def _of(self, stage: StageEntry | str) -> StageEntry:
+        return self.stage(stage) if isinstance(stage, str) else stage
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data: every key with its value, defaults included."""
+        plain: dict[str, Any] = self.model_dump(mode="json")
+        for losses in [plain["loss"], *(stage["loss"] for stage in plain["stages"])]:
+            for name, entry in losses.items():
+                if isinstance(entry, Mapping):
+                    losses[name] = {k: v for k, v in entry.items() if v is not None}
+        return plain
+
+    def dump(self) -> str:
+        """The recipe as YAML, as resolved; read from anywhere it means the same."""
+        plain = {**self.resolved(), "folder": str(self.folder.resolve())}
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,75 @@
+"""The processes of a run: how many, which one this is, and doing things once for all of them.
+
+A launcher such as ``torchrun`` starts the processes and tells each its place in ``RANK`` and
+``WORLD_SIZE``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from tpokit.errors import TpokitError
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The place of this process.
+
+    Attributes:
+        rank: Of this process, from 0.
+        world: Number of processes.
+        launched: Whether a launcher started them.
+    """
+
+    rank: int
+    world: int
+    launched: bool
+
+    @classmethod
+    def here(cls) -> Ranks:
+        """As the launcher says; one process without a launcher."""
+        launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+        if not launched:
+            return cls(0, 1, False)
+        return cls(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), True)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and talks."""
+        return self.rank == 0
+
+    def join(self) -> None:
+        """Start the process group, if there is more than one process and none has started it."""
+        if self.world > 1 and not dist.is_initialized():
+            gpu = torch.cuda.is_available()
+            if gpu:
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            dist.init_process_group("nccl" if gpu else "gloo")
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+        if self.world > 1:
+            dist.barrier()
+
+    def once(self, work: Callable[[], Result]) -> Result:
+        """Do something on the first process and give its result, or its error, to all of them."""
+        if self.world == 1:
+            return work()
+        answer: list[Result | TpokitError | None] = [None]
+        if self.first:
+            try:
+                answer[0] = work()
+            except TpokitError as cause:
+                answer[0] = cause
+        dist.broadcast_object_list(answer, src=0)
+        if isinstance(answer[0], TpokitError):
+            raise answer[0]
+        return answer[0]  # type: ignore[return-value]

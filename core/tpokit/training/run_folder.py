@@ -1,0 +1,167 @@
+"""The folder of a run: what is in it, whether a new one may start there, what is finished.
+
+::
+
+    <output>/
+      recipe.yaml  run.json       what is trained here, and which stages are done
+      assign/ heads/ joint/       saved models, one for each stage
+      heads.checkpoints/          while that stage runs
+      log.jsonl  loss.png  evaluation.json
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tpokit.checkpoints.atomic import is_partial, write_json, write_text
+from tpokit.checkpoints.store import MODEL_FILE, RECIPE_FILE, RUN_FILE
+from tpokit.errors import UsageError
+from tpokit.recipe import Recipe, StageEntry, difference, load_recipe
+from tpokit.training.callbacks import LOG_FILE
+
+_FORMAT = 1
+_CURVES_FILE = "loss.png"
+_EVALUATION_FILE = "evaluation.json"
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Attributes:
+        path: The recipe's ``output``.
+        log, curves, evaluation: Files in it.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Name the folder; nothing is read or written yet."""
+        self._recipe = recipe
+        self.path = recipe.output
+        self.log = self.path / LOG_FILE
+        self.curves = self.path / _CURVES_FILE
+        self.evaluation = self.path / _EVALUATION_FILE
+
+    def open(self, stage: StageEntry | None, resume: bool, overwrite: bool) -> None:
+        """Make the folder ready, or refuse before anything is touched.
+
+        Args:
+            stage: The only stage that is wanted; ``None``: all of them.
+            resume: Go on with the run that is there.
+            overwrite: Take away what is there.
+
+        Raises:
+            UsageError: There is something in the folder that would be lost, nothing to go on with,
+                another recipe, or the stage before is missing.
+        """
+        if resume and overwrite:
+            raise UsageError(
+                "--resume keeps what is there and --overwrite takes it away; choose one"
+            )
+        if not self._is_run():
+            self._refuse_foreign()
+            if resume:
+                raise UsageError(
+                    f"there is no run in {self.path} to go on with; leave out --resume"
+                )
+        elif resume:
+            self._refuse_other_recipe()
+        elif not overwrite and (stage is None or self._begun(stage)):
+            raise UsageError(
+                f"{self.path} already holds {'this stage' if stage else 'a run'}; go on with it by --resume, "
+                "start again and lose it by --overwrite, or name another folder by --set output=FOLDER"
+            )
+        self._refuse_gap(stage)
+        if overwrite:
+            self._remove(stage)
+        self._clean()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / RECIPE_FILE, self._recipe.dump())
+        self.note_done()
+
+    def done(self, stage: StageEntry) -> bool:
+        """Whether a stage is saved; its folder appears only when it is whole."""
+        return (self.path / stage.name / MODEL_FILE).is_file()
+
+    def before(self, stage: StageEntry) -> Path | None:
+        """Saved model that a stage starts from; ``None`` for the first."""
+        place = self._recipe.stages.index(stage)
+        return None if place == 0 else self.path / self._recipe.stages[place - 1].name
+
+    def note_done(self) -> None:
+        """Write down which stages are done."""
+        names = [stage.name for stage in self._recipe.stages]
+        done = [stage.name for stage in self._recipe.stages if self.done(stage)]
+        described = {"format": _FORMAT, "name": self._recipe.name, "stages": names, "done": done}
+        write_json(self.path / RUN_FILE, described)
+
+    def reports(self) -> dict[str, Any]:
+        """Scores ``before`` and ``after`` training, as far as they are known."""
+        if not self.evaluation.is_file():
+            return {}
+        found: dict[str, Any] = json.loads(self.evaluation.read_text(encoding="utf-8"))
+        return found
+
+    def _is_run(self) -> bool:
+        return (self.path / RUN_FILE).is_file()
+
+    def _begun(self, stage: StageEntry) -> bool:
+        return self.done(stage) or (self.path / f"{stage.name}.checkpoints").is_dir()
+
+    def _refuse_foreign(self) -> None:
+        """A folder that holds anything but a run is never written into, nor emptied."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file; name a folder by --set output=FOLDER")
+        own = {RECIPE_FILE}  # written just before the run's own file
+        foreign = [p.name for p in self.path.iterdir() if p.name not in own and not is_partial(p)]
+        if foreign:
+            raise UsageError(
+                f"{self.path} is not empty ({', '.join(sorted(foreign)[:3])}) and holds no run that could be "
+                "resumed or overwritten; name another folder by --set output=FOLDER"
+            )
+
+    def _refuse_other_recipe(self) -> None:
+        started = load_recipe(self.path / RECIPE_FILE)
+        lines = [
+            line for line in difference(started, self._recipe) if not line.startswith("output:")
+        ]
+        if lines:
+            raise UsageError(
+                f"the run in {self.path} was started with another recipe, nothing was changed:\n  "
+                + "\n  ".join(lines)
+                + "\ntake these back, or start again with --overwrite or another output"
+            )
+
+    def _refuse_gap(self, stage: StageEntry | None) -> None:
+        before = None if stage is None else self.before(stage)
+        if stage is not None and before is not None and not (before / MODEL_FILE).is_file():
+            raise UsageError(
+                f"stage {stage.name!r} starts from stage {before.name!r}, which is not in {self.path}; "
+                f"train that first with --stage {before.name}, or all of them without --stage"
+            )
+
+    def _remove(self, stage: StageEntry | None) -> None:
+        """Take away a stage and what was built on it, or the whole run; never a file that is not
+        the run's.
+        """
+        names = [entry.name for entry in self._recipe.stages]
+        if stage is not None:
+            names = names[names.index(stage.name) :]
+        elif self._is_run():
+            described = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
+            names = [*names, *described["stages"]]
+            self.log.unlink(missing_ok=True)
+        self.curves.unlink(missing_ok=True)
+        self.evaluation.unlink(missing_ok=True)
+        for name in names:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            shutil.rmtree(self.path / f"{name}.checkpoints", ignore_errors=True)
+
+    def _clean(self) -> None:
+        """Take away what an interrupted run had not finished writing."""
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if is_partial(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,265 @@
+"""Training a recipe: its stages one after another, each from what the one before has saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpokit.checkpoints.atomic import write_json
+from tpokit.checkpoints.store import files_of, load_model, load_weights, save_model
+from tpokit.checkpoints.tensors import file_tensors, trained_state
+from tpokit.data.conversation import Encoder
+from tpokit.data.dataset import MixedDataset, open_sources
+from tpokit.data.mixing import number
+from tpokit.errors import UsageError
+from tpokit.evaluation.runner import evaluate_model
+from tpokit.interfaces import Backbone
+from tpokit.model import TpoModel, build_model
+from tpokit.parts import part_table, set_modes
+from tpokit.plugins import Plugins
+from tpokit.recipe import Recipe, StageEntry
+from tpokit.reporting import console
+from tpokit.reporting.canvas import loss_curves
+from tpokit.training.arguments import (
+    ZERO_STAGES,
+    Split,
+    check_engine,
+    forget_engine,
+    gather,
+    training_arguments,
+)
+from tpokit.training.callbacks import RATE, SPEED, StageLog, forget_rows, read_rows
+from tpokit.training.ranks import Ranks
+from tpokit.training.resume import StageCheckpoints, step_of
+from tpokit.training.run_folder import RunFolder
+from tpokit.training.trainer import TpoTrainer
+
+_NO_TERM = ("stage", "step", "grad_norm", SPEED)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all stages of a run share."""
+
+    recipe: Recipe
+    plugins: Plugins
+    folder: RunFolder
+    ranks: Ranks
+
+
+def train(
+    recipe: Recipe,
+    plugins: Plugins,
+    stage: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Train a recipe, or one stage of it.
+
+    Args:
+        recipe: Resolved with ``plugins``.
+        plugins: Where its names are looked up.
+        stage: Only this one, from what the stage before has saved.
+        resume: Go on with the run in the recipe's output: finished stages are left alone, an
+            unfinished one goes on from its newest whole checkpoint.
+        overwrite: Take away what is in the output first.
+
+    Returns:
+        The folder of the run; `tpokit.load_model` takes it.
+
+    Raises:
+        UsageError: The output, the recipe or the processes do not fit; nothing was touched.
+        DataError: A sample is wrong.
+        TrainingError: A loss is not finite.
+        CheckpointError: Something cannot be saved.
+    """
+    ranks = Ranks.here()
+    check_engine(recipe, ranks)
+    only = None if stage is None else recipe.stage(stage)
+    wanted = list(recipe.stages) if only is None else [only]
+    for entry in wanted:
+        Split.of(entry.samples_per_step, recipe.run.device_batch, ranks.world)
+    open_sources(
+        recipe, plugins, {name for entry in wanted for name in entry.mix}
+    )  # errors show now
+    if recipe.run.threads is not None:
+        torch.set_num_threads(recipe.run.threads)
+    ranks.join()
+    job = _Job(recipe, plugins, RunFolder(recipe), ranks)
+    ranks.once(lambda: job.folder.open(only, resume, overwrite))
+    if wanted[0] is recipe.stages[0]:
+        _evaluate(job, "before")
+    for entry in wanted:
+        if job.folder.done(entry):
+            _say(job, f"stage {entry.name} is done already")
+        else:
+            _train_stage(job, entry)
+        ranks.wait()
+    if ranks.first:
+        _draw_curves(job)
+    if wanted[-1] is recipe.stages[-1]:
+        _evaluate(job, "after")
+    return job.folder.path
+
+
+def _train_stage(job: _Job, stage: StageEntry) -> None:
+    """Train one stage and save it."""
+    recipe, ranks = job.recipe, job.ranks
+    model, base = _ready_model(job, stage)
+    checkpoints = StageCheckpoints(job.folder.path, stage.name, ranks)
+    newest = checkpoints.newest()
+    ranks.once(lambda: _forget_unfinished(job, stage, checkpoints, newest))
+    if newest is not None:
+        _say(job, f"going on from {newest}")
+    split = Split.of(stage.samples_per_step, recipe.run.device_batch, ranks.world)
+    arguments = training_arguments(recipe, stage, split, checkpoints.folder)
+    if ranks.first:
+        console.part_table(part_table(model, stage.train, recipe.rates(stage)), stage.name)
+    done = 0 if newest is None else step_of(newest)
+    with console.TrainingProgress(
+        stage.name, stage.steps, stage.samples_per_step, done, ranks.first
+    ) as progress:
+        trainer = TpoTrainer(
+            model,
+            arguments,
+            _dataset(job, stage, model),
+            recipe,
+            stage,
+            checkpoints,
+            [StageLog(stage.name, job.folder.log, progress.update)],
+        )
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    _save(job, stage, model, base, checkpoints)
+    trainer.release()
+    forget_engine()
+
+
+def _ready_model(job: _Job, stage: StageEntry) -> tuple[TpoModel, dict[str, str]]:
+    """The model of a stage, from the base and what the stage before has saved, and what its base
+    is.
+    """
+    recipe = job.recipe
+    model = build_model(recipe, job.plugins)
+    base = model.backbone.identity()
+    before = job.folder.before(stage)
+    if before is not None:
+        load_weights(model, recipe, before, base)
+        _say(job, f"stage {stage.name} starts from {before}")
+    set_modes(model, stage.train, recipe.lora, recipe.seed)
+    if recipe.run.gradient_checkpointing:
+        _forget_activations(model.backbone)
+    return model, base
+
+
+def _forget_activations(backbone: Backbone) -> None:
+    """Compute activations again in the backward pass instead of keeping them.
+
+    Raises:
+        UsageError: The backbone cannot.
+    """
+    enable = getattr(backbone, "gradient_checkpointing_enable", None)
+    if enable is None:
+        raise UsageError(
+            f"run.gradient_checkpointing: {type(backbone).__name__} cannot do it; leave it out"
+        )
+    enable()
+
+
+def _dataset(job: _Job, stage: StageEntry, model: TpoModel) -> MixedDataset:
+    recipe, processor = job.recipe, model.backbone.processor
+    heads = {task: model.head(task) for task in model.heads}
+    length = recipe.run.max_length or processor.max_length
+    return MixedDataset(
+        open_sources(recipe, job.plugins, stage.mix),
+        stage.mix,
+        stage.steps * stage.samples_per_step,
+        number("stage", recipe.seed, stage.name),
+        Encoder(processor, heads, model.tokens, length),
+    )
+
+
+def _forget_unfinished(
+    job: _Job, stage: StageEntry, checkpoints: StageCheckpoints, newest: Path | None
+) -> None:
+    """Take away what an interrupted run left behind its newest whole checkpoint."""
+    checkpoints.clean()
+    forget_rows(job.folder.log, stage.name, 0 if newest is None else step_of(newest))
+
+
+def _save(
+    job: _Job,
+    stage: StageEntry,
+    model: TpoModel,
+    base: Mapping[str, str],
+    checkpoints: StageCheckpoints,
+) -> None:
+    wanted: dict[str, Tensor] = {}
+    for name in files_of(model, job.recipe, stage):
+        wanted.update(file_tensors(model, name))
+    state = trained_state(wanted, gather if job.recipe.run.engine in ZERO_STAGES else None)
+    folder = job.folder.path / stage.name
+
+    def write() -> None:
+        save_model(model, job.recipe, folder, stage, base, state, checkpoints.kept)
+        job.folder.note_done()
+        checkpoints.remove()
+
+    job.ranks.once(write)
+
+
+def _evaluate(job: _Job, moment: str) -> None:
+    """Score the base with fresh heads, or the finished run, if the recipe wants it and nobody has
+    yet.
+    """
+    wanted = job.recipe.evaluate
+    if wanted is None or (moment == "before" and not wanted.before):
+        return
+    if job.ranks.world > 1:
+        if moment == "after":
+            _say(job, f"scores: tpokit evaluate {job.folder.path}")
+        return
+    reports = job.folder.reports()
+    if moment not in reports:
+        if moment == "before":
+            model = build_model(job.recipe, job.plugins)
+        else:
+            model = load_model(job.folder.path, job.plugins)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        reports[moment] = evaluate_model(model, job.recipe, job.plugins).to_json()
+        write_json(job.folder.evaluation, reports)
+    if moment == "after":
+        columns = {when: report["scores"] for when, report in reports.items()}
+        columns["best constant"] = reports[moment]["constant"]
+        console.score_table(columns)
+
+
+def _draw_curves(job: _Job) -> None:
+    """Loss curves of all stages; without matplotlib one line says how to get them."""
+    first: dict[str, int] = {}
+    steps = 0
+    for stage in job.recipe.stages:
+        first[stage.name], steps = steps, steps + stage.steps
+    rows = [_terms(row, first[row["stage"]]) for row in read_rows(job.folder.log)]
+    try:
+        loss_curves(rows, job.folder.curves, list(first.items()))
+    except UsageError as cause:
+        _say(job, str(cause))
+
+
+def _terms(row: Mapping[str, Any], before: int) -> dict[str, float]:
+    terms = {
+        name: value
+        for name, value in row.items()
+        if name not in _NO_TERM and not name.startswith(RATE)
+    }
+    return {"step": before + row["step"], **terms}
+
+
+def _say(job: _Job, line: str) -> None:
+    if job.ranks.first:
+        console.say(line)

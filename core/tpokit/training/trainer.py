@@ -1,0 +1,270 @@
+"""The loop: transformers' Trainer, with what several named losses and an exact resume need.
+
+Overridden, and why: batches are ours; counts of all terms are known before the first forward pass
+of a step and shared once; the optimizer has a group for each part; a line of the log has every
+term; a checkpoint holds what is trained and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import set_seed
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from tpokit.checkpoints.store import read_tensors
+from tpokit.checkpoints.tensors import trained_state, trained_tensors
+from tpokit.data.collate import Collator
+from tpokit.errors import DataError, TrainingError
+from tpokit.losses import ASSIGN, LANGUAGE, CombinedLoss, explain_non_finite
+from tpokit.model import TpoModel
+from tpokit.parts import parameter_groups
+from tpokit.recipe import Recipe, StageEntry
+from tpokit.training.callbacks import RATE, SPEED
+from tpokit.training.meter import TermMeter
+from tpokit.training.ranks import Ranks
+from tpokit.training.resume import StageCheckpoints
+from tpokit.types import Batch, Example
+
+_TRAINED = "trained.safetensors"
+_STATE = "trainer_state.json"
+_SCHEDULER = "scheduler.pt"
+
+
+class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
+    """Trains one stage.
+
+    Attributes:
+        loss_is_scaled_for_ga: Nothing but `compute_loss` scales the loss. Before transformers 5.23
+            this is said by ``model_accepts_loss_kwargs`` and a count that is not ``None``.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: TpoModel,
+        arguments: TrainingArguments,
+        dataset: Dataset[Example],
+        recipe: Recipe,
+        stage: StageEntry,
+        checkpoints: StageCheckpoints,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        """Prepare a stage.
+
+        Args:
+            model: With its modes set.
+            arguments: From `tpokit.training.arguments.training_arguments`.
+            dataset: In the order of training.
+            recipe: For loss weights and rates.
+            stage: The stage.
+            checkpoints: Where checkpoints inside the stage go.
+            callbacks: Told of every line of the log.
+        """
+        self._stage = stage
+        self._rates = recipe.rates(stage)
+        self._ranks = Ranks.here()
+        self._checkpoints = checkpoints
+        self._combined = CombinedLoss(recipe.loss_weights(stage))
+        self._term_names = sorted(
+            {LANGUAGE, ASSIGN}
+            | {f"{task}.{term}" for task in model.trained_tasks for term in model.head(task).terms}
+        )
+        model.alike = self._ranks.world > 1
+        processor, heads = (
+            model.backbone.processor,
+            {task: model.head(task) for task in model.heads},
+        )
+        super().__init__(
+            model=model,
+            args=arguments,
+            data_collator=Collator(processor, heads, model.tokens),
+            train_dataset=dataset,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = True
+        self._meter = TermMeter(self._term_names, self.args.device)
+        self._group_parts: list[str] = []
+        self._group_rates: list[float] = []
+        self._step_samples: tuple[str, ...] = ()
+        self._logged = (0, time.perf_counter())
+        set_seed(arguments.seed, device_specific=True)  # dropout differs between ranks
+
+    # ---- data ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        """The order is the dataset's own."""
+        return SequentialSampler(train_dataset or self.train_dataset)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Mapping[str, float]]:
+        """The micro-batches of a step and the counts of all its terms over all ranks."""
+        try:
+            batches = list(islice(epoch_iterator, num_batches))
+        except DataError as cause:
+            raise DataError(_own_message(cause)) from None
+        totals = torch.tensor(
+            [sum(batch.counts.get(name, 0.0) for batch in batches) for name in self._term_names],
+            dtype=torch.float64,
+        )
+        if self._ranks.world > 1:
+            totals = totals.to(device)
+            dist.all_reduce(totals)
+        counts = dict(zip(self._term_names, totals.tolist(), strict=True))
+        self._meter.step(counts)
+        self._step_samples = tuple(name for batch in batches for name in batch.samples)
+        return batches, counts
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        return inputs.to(self.args.device, non_blocking=True)
+
+    # ---- loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The share of a micro-batch in the combined loss of its step.
+
+        Raises:
+            TrainingError: It is not finite; names terms and samples.
+        """
+        terms = model(inputs)
+        loss = self._combined(terms, num_items_in_batch, scale=self._ranks.world)
+        if not bool(torch.isfinite(loss)):
+            why = explain_non_finite(terms, inputs.samples)
+            raise TrainingError(
+                f"stage {self._stage.name}, step {self.state.global_step + 1}: {why}"
+            )
+        self._meter.add(terms, loss)
+        return (loss, terms) if return_outputs else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and not math.isfinite(float(norm)):
+            raise TrainingError(
+                f"stage {self._stage.name}, step {self.state.global_step + 1}: the loss is finite but its "
+                f"gradient is not; samples: {', '.join(self._step_samples)}"
+            )
+        return norm
+
+    # ---- optimizer ----
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with the groups of `tpokit.parts.parameter_groups`."""
+        if self.optimizer is None:
+            groups = parameter_groups(self.model, self._rates, self._stage.weight_decay)
+            self._group_parts = [group["part"] for group in groups]
+            self.optimizer = self.make_optimizer(groups)
+        return self.optimizer
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer itself."""
+        return torch.optim.AdamW(groups)
+
+    def _get_learning_rate(self) -> float:
+        self._group_rates = [float(rate) for rate in self.lr_scheduler.get_last_lr()]
+        return self._group_rates[0]
+
+    # ---- log ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Put every term into a line of the log: means since the line before, over all ranks."""
+        if "loss" in logs:
+            step, now = self.state.global_step, time.perf_counter()
+            (before, since), self._logged = self._logged, (step, now)
+            logs.update(self._meter.read(self._ranks.world))
+            del logs["learning_rate"]
+            logs.update(
+                {
+                    f"{RATE}{part}": rate
+                    for part, rate in zip(self._group_parts, self._group_rates, strict=True)
+                }
+            )
+            samples = (step - before) * self._stage.samples_per_step
+            logs[SPEED] = samples / max(now - since, 1e-9)
+        super().log(logs, start_time)
+
+    # ---- checkpoints inside the stage ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a whole checkpoint or none; the last step needs none, the stage itself is saved
+        then.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            return
+        with self._checkpoints.writing(self.state.global_step) as folder:
+            if self._ranks.first and not self.is_deepspeed_enabled:
+                save_file(trained_state(trained_tensors(self.model)), folder / _TRAINED)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_rng_state(str(folder))
+            torch.save(self._meter.state(), folder / self._meter_file())
+            if self._ranks.first:
+                self.state.save_to_json(str(folder / _STATE))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        if self._ranks.first:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights, before any engine wraps the model."""
+        wanted = trained_tensors(self.model)
+        found = read_tensors(Path(resume_from_checkpoint) / _TRAINED, wanted)
+        with torch.no_grad():
+            for name, tensor in found.items():
+                wanted[name].copy_(tensor)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Load what belongs to the engine here: Trainer would insist on frozen weights under
+        DeepSpeed.
+        """
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            if self.is_deepspeed_enabled:
+                self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            path = Path(resume_from_checkpoint) / self._meter_file()
+            self._meter.restore(torch.load(path, weights_only=True))
+        self._logged = (self.state.global_step, time.perf_counter())
+        return prepared
+
+    def _meter_file(self) -> str:
+        return f"meter_{self._ranks.rank}.pt"
+
+    # ---- the end ----
+
+    def release(self) -> None:
+        """Let go of the engine, so that the next stage starts from nothing but what is on the disk."""
+        if self.is_deepspeed_enabled:
+            self.model_wrapped.destroy()
+        self.accelerator.free_memory()
+
+
+def _own_message(cause: DataError) -> str:
+    """The message itself; torch hands on an error of a data worker with its whole traceback as
+    text.
+    """
+    return str(cause).rpartition(f"{DataError.__module__}.{DataError.__name__}: ")[2].strip()

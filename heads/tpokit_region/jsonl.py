@@ -1,0 +1,190 @@
+"""Our own annotation format: conversations with media, targets and given values of any task.
+
+One JSON object a line; only a question and an answer are needed::
+
+    {"id": "a1", "image": "cups.jpg", "question": "Where is the red cup?",
+     "answer": "It is here: <region>.", "targets": {"region": [[0.1, 0.2, 0.5, 0.6]]}}
+    {"id": "a2", "video": "door.mp4", "start_s": 3.0, "end_s": 20.0,
+     "turns": [{"role": "user", "text": "What is in <region>?"},
+               {"role": "assistant", "text": "A door."}],
+     "given": {"region": [[64, 48, 320, 288]]}, "box_unit": "pixels", "width": 640, "height": 480}
+
+``docs/region.md`` lists every key. What a target looks like is the affair of the head of its task
+and is checked there. Only boxes are touched here: with ``box_unit: pixels`` every list of four
+numbers, and every ``box`` of an object, among ``targets`` and ``given`` is divided by ``width`` and
+``height``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from tpokit.errors import DataError
+from tpokit.interfaces import DataSource
+from tpokit.types import Media, Role, Sample, Turn
+from tpokit_region.annotations import read_box_px
+from tpokit_region.lines import JsonLines, media_folder
+from tpokit_region.options import JsonlOptions
+
+_KEYS = frozenset(
+    {"id", "image", "images", "video", "start_s", "end_s", "media", "turns", "question", "answer"}
+    | {"targets", "given", "box_unit", "width", "height"}
+)
+_MEDIA_KEYS = ("image", "images", "video", "media")
+
+
+class JsonlSource(DataSource):
+    """Samples in the order of the file; a line is parsed when it is read."""
+
+    Options = JsonlOptions
+
+    def __init__(self, options: JsonlOptions, folder: Path) -> None:
+        """Index the file and check its first line; see `DataSource`."""
+        self._lines = JsonLines(folder / options.annotations)
+        self._root = media_folder(folder, options.media_root, self._lines.path)
+        self._sample(0)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def read(self, index: int, random: np.random.Generator) -> Sample:
+        """See `DataSource.read`; nothing is drawn."""
+        return self._sample(index)
+
+    def _sample(self, index: int) -> Sample:
+        entry, where = self._lines.read(index), self._lines.place(index)
+        name = entry.get("id", f"entry-{index + 1}")
+        if not isinstance(name, (str, int)):
+            raise DataError(f"{where}: 'id' must be a text or a whole number, found {name!r}")
+        where = f"{where} (id {name})" if "id" in entry else where
+        unknown = sorted(set(entry) - _KEYS)
+        if unknown:
+            raise DataError(
+                f"{where}: unknown key {', '.join(unknown)}; there are {', '.join(sorted(_KEYS))}"
+            )
+        return Sample(
+            id=str(name),
+            turns=_turns(entry, where),
+            media=_media(entry, self._root, where),
+            targets=_annotations(entry, "targets", where),
+            given=_annotations(entry, "given", where),
+        )
+
+
+def _turns(entry: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
+    if "turns" in entry and ("question" in entry or "answer" in entry):
+        raise DataError(
+            f"{where}: has both 'turns' and 'question' or 'answer'; one of them will do"
+        )
+    found = entry.get("turns")
+    if "turns" not in entry:
+        found = [
+            {"role": "user", "text": entry.get("question")},
+            {"role": "assistant", "text": entry.get("answer")},
+        ]
+        if "question" not in entry or "answer" not in entry:
+            raise DataError(f"{where}: needs 'turns', or 'question' and 'answer'")
+    if not isinstance(found, list):
+        raise DataError(f"{where}: 'turns' must be a list of {{role, text}}, found {found!r}")
+    turns = tuple(_turn(turn, where) for turn in found)
+    if not any(turn.role == "assistant" for turn in turns):
+        raise DataError(f"{where}: no turn of the assistant: there is nothing to learn")
+    return turns
+
+
+def _turn(turn: Any, where: str) -> Turn:
+    if not isinstance(turn, Mapping) or set(turn) != {"role", "text"}:
+        raise DataError(f"{where}: a turn has 'role' and 'text' and nothing else, found {turn!r}")
+    if turn["role"] not in get_args(Role):
+        roles = ", ".join(get_args(Role))
+        raise DataError(f"{where}: unknown role {turn['role']!r}; there are {roles}")
+    if not isinstance(turn["text"], str):
+        raise DataError(
+            f"{where}: what the {turn['role']} says must be a text, found {turn['text']!r}"
+        )
+    return Turn(turn["role"], turn["text"])
+
+
+def _media(entry: Mapping[str, Any], root: Path, where: str) -> tuple[Media, ...]:
+    named = [key for key in _MEDIA_KEYS if key in entry]
+    if len(named) > 1:
+        raise DataError(f"{where}: has {' and '.join(named)}; for several media use 'media' alone")
+    times = {key: entry[key] for key in ("start_s", "end_s") if key in entry}
+    if times and named != ["video"]:
+        raise DataError(f"{where}: start_s and end_s go with 'video'")
+    if not named:
+        return ()
+    value = entry[named[0]]
+    if named == ["image"]:
+        found: Any = [{"kind": "image", "path": value}]
+    elif named == ["video"]:
+        found = [{"kind": "video", "path": value, **times}]
+    elif not isinstance(value, list):
+        raise DataError(f"{where}: {named[0]!r} must be a list, found {value!r}")
+    else:
+        found = (
+            [{"kind": "image", "path": path} for path in value] if named == ["images"] else value
+        )
+    return tuple(_medium(medium, root, where) for medium in found)
+
+
+def _medium(medium: Any, root: Path, where: str) -> Media:
+    if not isinstance(medium, Mapping) or not {"kind", "path"} <= set(medium) <= {
+        *("kind", "path", "start_s", "end_s")
+    }:
+        raise DataError(
+            f"{where}: a medium has 'kind' and 'path', a video also 'start_s' and 'end_s', "
+            f"found {medium!r}"
+        )
+    if medium["kind"] not in ("image", "video"):
+        raise DataError(f"{where}: unknown kind of media {medium['kind']!r}: image or video")
+    if not isinstance(medium["path"], str) or not medium["path"]:
+        raise DataError(f"{where}: the path of a medium must be a text, found {medium['path']!r}")
+    start_s, end_s = (_seconds(medium, key, where) for key in ("start_s", "end_s"))
+    if medium["kind"] == "image" and (start_s is not None or end_s is not None):
+        raise DataError(f"{where}: an image has no start_s and end_s")
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise DataError(
+            f"{where}: end_s = {end_s:g} must be later than start_s = {start_s or 0.0:g}"
+        )
+    return Media(medium["kind"], root / medium["path"], start_s, end_s)
+
+
+def _seconds(medium: Mapping[str, Any], key: str, where: str) -> float | None:
+    value = medium.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise DataError(f"{where}: {key} must be seconds from 0, found {value!r}")
+    return float(value)
+
+
+def _annotations(entry: Mapping[str, Any], key: str, where: str) -> dict[str, tuple[Any, ...]]:
+    found = entry.get(key, {})
+    if not isinstance(found, dict) or not all(isinstance(value, list) for value in found.values()):
+        raise DataError(
+            f"{where}: {key!r} maps each task to a list with one value for each mark, "
+            f"found {found!r}"
+        )
+    unit = entry.get("box_unit", "fraction")
+    if unit not in ("fraction", "pixels"):
+        raise DataError(f"{where}: unknown box_unit {unit!r}: fraction or pixels")
+    if unit == "fraction":
+        return {task: tuple(values) for task, values in found.items()}
+    return {
+        task: tuple(_without_pixels(value, entry, f"{where}, {key}.{task}") for value in values)
+        for task, values in found.items()
+    }
+
+
+def _without_pixels(value: Any, entry: Mapping[str, Any], where: str) -> Any:
+    """The same annotation, its box (if it has one) in fractions."""
+    if isinstance(value, dict) and "box" in value:
+        return {**value, "box": _without_pixels(value["box"], entry, where)}
+    if isinstance(value, list) and len(value) == 4:
+        return list(read_box_px(value, entry.get("width"), entry.get("height"), where))
+    return value

@@ -1,0 +1,261 @@
+"""Finding, loading and naming the weights of a LLaVA-OneVision model.
+
+A hub repository, a folder and a folder inside a package all become one local folder first; from
+there on there is one way. Only safetensors are read, and no code of a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForImageTextToText,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+)
+from transformers.utils import logging as transformers_logging
+
+import tpokit
+from tpokit_llava_onevision.options import LlavaOnevisionOptions
+
+MODEL_TYPE = "llava_onevision"
+PACKAGE = "package://"
+_DESCRIPTION_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+_HASHED_WHOLE = 256 * 2**20  # bytes; larger files are hashed in samples
+_SAMPLE = 2**20  # bytes
+
+
+def find_folder(options: LlavaOnevisionOptions, recipe_folder: Path) -> Path:
+    """The local folder of the model that the options name, downloaded if it is on the hub.
+
+    Args:
+        options: ``model``, ``revision`` and ``weights`` are read.
+        recipe_folder: Relative paths are relative to it.
+
+    Raises:
+        UsageError: There is no such folder, package or repository.
+    """
+    name = options.model
+    if name.startswith(PACKAGE):
+        folder = _package_folder(name)
+    else:
+        folder = recipe_folder / Path(name).expanduser()
+        if not folder.is_dir():
+            if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or name.startswith("."):
+                raise tpokit.UsageError(f"backbone model {name!r}: there is no folder {folder}")
+            return _download(options, folder)
+    if options.revision is not None:
+        raise tpokit.UsageError(
+            f"backbone model {name!r} is a local folder, so revision {options.revision!r} means "
+            "nothing; leave it out"
+        )
+    return folder
+
+
+def _package_folder(name: str) -> Path:
+    package, _, inner = name.removeprefix(PACKAGE).partition("/")
+    try:
+        root = importlib.resources.files(package)
+    except (ModuleNotFoundError, ValueError, TypeError) as cause:
+        raise tpokit.UsageError(
+            f"backbone model {name!r}: the package {package!r} is not installed"
+        ) from cause
+    folder = Path(str(root.joinpath(inner)))
+    if not folder.is_dir():
+        raise tpokit.UsageError(
+            f"backbone model {name!r}: the package {package!r} has no folder {inner!r}"
+        )
+    return folder
+
+
+def _download(options: LlavaOnevisionOptions, folder: Path) -> Path:
+    wanted = list(_DESCRIPTION_FILES)
+    if options.weights == "pretrained":
+        wanted.append("*.safetensors")
+    try:
+        return Path(
+            snapshot_download(options.model, revision=options.revision, allow_patterns=wanted)
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as cause:
+        revision = "" if options.revision is None else f" at revision {options.revision!r}"
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        raise tpokit.UsageError(
+            f"backbone model {options.model!r}: there is no folder {folder}, and the hub gives no "
+            f"repository of that name{revision}: {reason}"
+        ) from cause
+
+
+def read_config(folder: Path, name: str) -> LlavaOnevisionConfig:
+    """The configuration in a folder.
+
+    Raises:
+        CheckpointError: There is none, or it is that of another class of models.
+    """
+    path = folder / "config.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise tpokit.CheckpointError(
+            f"backbone model {name!r}: {folder} has no config.json; it must be a folder written by "
+            "save_pretrained"
+        ) from cause
+    except (OSError, ValueError) as cause:
+        raise tpokit.CheckpointError(f"{path} cannot be read: {cause}") from cause
+    found = described.get("model_type") if isinstance(described, dict) else None
+    if found != MODEL_TYPE:
+        raise tpokit.CheckpointError(
+            f"backbone model {name!r} is of the class {found!r} ({path}); this backbone loads "
+            f"{MODEL_TYPE!r} only"
+        )
+    config = LlavaOnevisionConfig.from_pretrained(folder)
+    rows = config.text_config.vocab_size
+    for kind in ("image", "video"):
+        token = getattr(config, f"{kind}_token_id")
+        if token >= rows:
+            raise tpokit.CheckpointError(
+                f"{path}: the {kind} token has id {token}, but the word table ends at {rows - 1}"
+            )
+    if config.vision_feature_select_strategy != "full":
+        raise tpokit.CheckpointError(
+            f"{path}: vision_feature_select_strategy is {config.vision_feature_select_strategy!r}; "
+            "SigLIP has no class token to leave out, so it must be 'full'"
+        )
+    return config
+
+
+def load_model(
+    folder: Path, config: LlavaOnevisionConfig, options: LlavaOnevisionOptions
+) -> LlavaOnevisionForConditionalGeneration:
+    """The model of a folder, with its weights or random ones.
+
+    Random weights come from torch's generator as the caller has seeded it.
+
+    Raises:
+        CheckpointError: There are no weights, or they do not fit the configuration.
+        UsageError: The attention implementation is not installed.
+    """
+    try:
+        with _quiet_transformers():
+            if options.weights == "pretrained":
+                return _load_pretrained(folder, options)
+            dtype = getattr(config, "dtype", None) if options.dtype == "auto" else options.dtype
+            return AutoModelForImageTextToText.from_config(
+                config,
+                dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32,
+                attn_implementation=options.attention,
+            )
+    except ImportError as cause:
+        raise tpokit.UsageError(
+            f"attention {options.attention!r} cannot be used here: {cause}"
+        ) from cause
+
+
+def _load_pretrained(
+    folder: Path, options: LlavaOnevisionOptions
+) -> LlavaOnevisionForConditionalGeneration:
+    if not weight_files(folder):
+        raise tpokit.CheckpointError(
+            f"backbone model {options.model!r}: {folder} has no weights (*.safetensors); give a "
+            "folder with weights, or set weights: random"
+        )
+    try:
+        # mismatched sizes are let through here, because the report names them one by one
+        model, report = LlavaOnevisionForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=options.dtype,
+            attn_implementation=options.attention,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as cause:
+        raise tpokit.CheckpointError(
+            f"backbone model {options.model!r}: the weights in {folder} cannot be loaded: {cause}"
+        ) from cause
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        name, found, wanted = mismatched[0]
+        more = f" ({len(mismatched) - 1} more do not fit)" if len(mismatched) > 1 else ""
+        raise tpokit.CheckpointError(
+            f"backbone model {options.model!r}: weights of another width: {name} is "
+            f"{list(found)} in the file, but config.json makes it {list(wanted)}{more}"
+        )
+    for kind, verb in (("missing_keys", "lack"), ("unexpected_keys", "hold the unknown")):
+        names = sorted(report[kind])
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise tpokit.CheckpointError(
+                f"backbone model {options.model!r}: the weights in {folder} {verb} {shown} "
+                f"({len(names)} in all)"
+            )
+    return model
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without the library's own table and progress bar: what they say becomes one error here."""
+    verbosity = transformers_logging.get_verbosity()
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+# ---- which weights these are ----
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Files with weights, sorted by name."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def hash_of_files(files: list[Path]) -> str:
+    """SHA-256 over names and contents of weight files, as hexadecimal digits.
+
+    A file of up to 256 MiB goes in whole; of a larger one its size, its header (names, shapes and
+    places of all tensors) and its first and last MiB of data, so that a model of many gigabytes is
+    named in moments.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as stream:
+            if size <= _HASHED_WHOLE:
+                while block := stream.read(_SAMPLE):
+                    digest.update(block)
+                continue
+            length = stream.read(8)
+            digest.update(length + stream.read(struct.unpack("<Q", length)[0]))
+            digest.update(stream.read(_SAMPLE))
+            stream.seek(size - _SAMPLE)
+            digest.update(stream.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def hash_of_random(config: LlavaOnevisionConfig, model: torch.nn.Module) -> str:
+    """Name of random weights: ``random:`` and SHA-256 over the configuration and the first numbers
+    of each tensor, so that another seed is another base.
+    """
+    digest = hashlib.sha256(config.to_json_string(use_diff=False).encode())
+    for name, parameter in model.named_parameters():
+        first = parameter.detach().flatten()[:64].float().cpu().numpy()
+        digest.update(name.encode() + first.tobytes())
+    return f"random:{digest.hexdigest()}"

@@ -1,0 +1,66 @@
+"""The combined loss and the cross-entropy over words and triggers."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpokit import LossTerm, TrainingError
+from tpokit.losses import CombinedLoss, explain_non_finite, language_terms
+
+
+@given(
+    st.integers(1, 12), st.integers(2, 20), st.integers(0, 3), st.integers(0, 1000)
+)
+def test_it_equals_a_cross_entropy_over_joined_logits_with_its_gradients(positions, rows, triggers, seed):
+    torch.manual_seed(seed)
+    words = torch.randn(positions, rows, dtype=torch.float64, requires_grad=True)
+    calls = torch.randn(positions, triggers, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(0, rows + triggers, (positions,))
+    called = ids >= rows
+    terms = language_terms(words, calls, ids, {"language": 3.0, "assign": 2.0})
+    assert (terms["language"].count, terms["assign"].count) == (3.0, 2.0)
+    (2 * terms["language"].sum + 3 * terms["assign"].sum).backward()
+    found = words.grad.clone(), calls.grad.clone()
+    words.grad = calls.grad = None
+    plain = torch.nn.functional.cross_entropy(torch.cat([words, calls], 1), ids, reduction="none")
+    assert terms["language"].sum.item() == pytest.approx(plain[~called].sum().item(), rel=1e-5, abs=1e-5)
+    assert terms["assign"].sum.item() == pytest.approx(plain[called].sum().item(), rel=1e-5, abs=1e-5)
+    (plain * torch.where(called, 3.0, 2.0)).sum().backward()
+    assert torch.allclose(found[0], words.grad, atol=1e-6)
+    assert torch.allclose(found[1], calls.grad, atol=1e-6)
+
+
+def test_no_label_at_all_costs_nothing_and_keeps_the_graph():
+    words = torch.zeros(0, 5, requires_grad=True)
+    terms = language_terms(words, torch.zeros(0, 2, requires_grad=True), torch.zeros(0, dtype=torch.long), {})
+    total = terms["language"].sum + terms["assign"].sum
+    assert total.item() == 0
+    total.backward()
+    assert words.grad.shape == (0, 5)
+
+
+def test_terms_are_divided_by_their_counts_over_the_whole_step():
+    terms = {"language": LossTerm(torch.tensor(6.0), 2.0), "a.x": LossTerm(torch.tensor(4.0), 1.0)}
+    loss = CombinedLoss({"language": 1.0, "a.x": 0.5})
+    assert loss(terms, {"language": 3.0, "a.x": 4.0}).item() == pytest.approx(6 / 3 + 0.5 * 4 / 4)
+    assert loss(terms, {"language": 3.0, "a.x": 4.0}, scale=2).item() == pytest.approx(5.0)
+
+
+def test_a_term_without_weight_stays_in_the_graph_but_adds_nothing():
+    value = torch.tensor(5.0, requires_grad=True)
+    total = CombinedLoss({})({"a.x": LossTerm(value * 1.0, 1.0)}, {"a.x": 1.0})
+    total.backward()
+    assert total.item() == 0
+    assert value.grad.item() == 0
+
+
+def test_a_step_without_any_term_is_an_error():
+    with pytest.raises(TrainingError, match="no answer to learn from"):
+        CombinedLoss({})({}, {})
+
+
+def test_the_message_of_a_loss_that_is_not_finite_names_terms_and_samples():
+    terms = {"language": LossTerm(torch.tensor(1.0), 1.0), "a.x": LossTerm(torch.tensor(float("nan")), 1.0)}
+    text = explain_non_finite(terms, ("chat/3", "boxes/9"))
+    assert text == "loss is not finite: a.x = nan; samples: chat/3, boxes/9"
