@@ -156,11 +156,13 @@ def _folder(plain: Mapping[str, Any], beside: Path) -> Path:
     return beside / str(plain.get("folder") or ".")
 
 
-def _section(problem: Problem) -> int:
-    """Place of a problem in a recipe as a user reads it; the order inside a section stays."""
-    section = problem.path.partition(".")[0].partition("[")[0]
+def _section(problem: Problem) -> tuple[int, int]:
+    """Place of a problem in a recipe as a user reads it; the order inside an entry stays."""
+    section, _, rest = problem.path.partition(".")[0].partition("[")
     order = list(Recipe.model_fields)
-    return order.index(section) if section in order else -1
+    place = order.index(section) if section in order else -1
+    index = rest.rstrip("]")
+    return place, int(index) if index.isdigit() else 0
 
 
 def difference(before: Recipe, after: Recipe) -> list[str]:

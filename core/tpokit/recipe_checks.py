@@ -82,7 +82,7 @@ def _stage_problems(draft: Recipe, index: int, stage: StageEntry) -> Iterator[Pr
                 f"{path}.train.{part}", "only llm can be trained with lora; full or frozen"
             )
     trained = {part for part, mode in stage.train.items() if mode != "frozen"}
-    if not trained:
+    if stage.train and not trained:
         yield Problem(f"{path}.train", "every part is frozen, so the stage trains nothing")
     yield from _rate_problems(stage, trained, f"{path}.learning_rate")
     yield from _bridge_problems(draft, index, trained & set(tasks), f"{path}.train")

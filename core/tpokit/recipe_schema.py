@@ -181,7 +181,7 @@ class EvaluateEntry(Entry):
 
 
 class RunEntry(Entry):
-    """``run:``: how it runs on this machine; none of it changes what is learnt but ``precision``.
+    """``run:``: how it runs on this machine.
 
     Attributes:
         device_batch: Samples that a device takes at once.

@@ -85,7 +85,8 @@ class RegionHead(TaskHead):
 
     def encode_given(self, given: Tensor) -> Tensor:
         """Boxes ``[m, 4]`` to embeddings ``[m, d]``, float32."""
-        return self.box_encoder(given)
+        embeddings: Tensor = self.box_encoder(given)
+        return embeddings
 
     def forward(self, slots: Tensor, views: Sequence[Sequence[View]] = ()) -> Tensor:
         """Predict boxes: ``[n, 1, d]`` to ``[n, 4]``.

@@ -28,10 +28,10 @@ class JsonLines:
             DataError: There is no such file, or nothing in it.
         """
         self.path = path
-        found = list(_places(existing_file(path)))
-        if not found:
+        places = np.fromiter(_places(existing_file(path)), dtype=(np.int64, 2))
+        if not len(places):
             raise DataError(f"{path}: the file is empty; it needs one JSON object a line")
-        self._offsets, self._lines = np.array(found, dtype=np.int64).T
+        self._offsets, self._lines = places.T
 
     def __len__(self) -> int:
         return len(self._offsets)

@@ -59,7 +59,7 @@ class RegionMetric(Metric):
         count = min(len(expected), _CANDIDATES)
         places = torch.linspace(0, len(expected) - 1, count, dtype=torch.float64).round().long()
         best = (-1.0, -1.0)
-        for candidates in expected[places].split(_ROWS):
+        for candidates in torch.split(expected[places], _ROWS):
             iou = pairwise_iou(candidates, expected)  # [candidates, expected]
             hits, means = (iou >= _HIT).double().mean(-1), iou.mean(-1)
             best = max(best, *zip(hits.tolist(), means.tolist(), strict=True))

@@ -107,10 +107,10 @@ def _read_refs(path: Path) -> list[dict[str, Any]]:
         try:
             # The files were written by Python 2, whose text comes as bytes.
             refs = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
-        except Exception as cause:
+        except Exception as cause:  # bytes that are no pickle can raise anything
             raise DataError(
                 f"{path}: this is not a pickle of lists, dicts, text and numbers alone "
-                f"({type(cause).__name__}: {cause}); it was not run"
+                f"({type(cause).__name__}: {cause}); nothing in it was run"
             ) from cause
     if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs) or not refs:
         raise DataError(f"{path}: expected a list of references, found {type(refs).__name__}")

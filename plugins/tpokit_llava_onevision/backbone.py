@@ -20,6 +20,7 @@ from tpokit_llava_onevision.checkpoint import (
     hash_of_files,
     hash_of_random,
     load_model,
+    quiet_transformers,
     read_config,
     weight_files,
 )
@@ -61,6 +62,8 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
         self._counted = False
         layers = model.config.vision_feature_layer
         self._feature_layers = [layers] if isinstance(layers, int) else list(layers)
+        # transformers 5.23 keeps the one layer that is named; 5.17 takes any number but 0 as "all"
+        self._recorded: int | bool = layers if isinstance(layers, int) and layers else True
 
     @classmethod
     def build(cls, options: tpokit.Options, folder: Path) -> LlavaOnevisionBackbone:
@@ -166,8 +169,9 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
                 "the model has LoRA adapters; merge them before it is saved as a whole"
             )
         try:
-            self.model.save_pretrained(folder)
-            load_library(self._folder).save_pretrained(folder)
+            with quiet_transformers():
+                self.model.save_pretrained(folder)
+                load_library(self._folder).save_pretrained(folder)
         except OSError as cause:
             raise tpokit.CheckpointError(f"{folder} cannot be written: {cause}") from cause
 
@@ -216,11 +220,8 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
         tower = inner.vision_tower
         trained = any(parameter.requires_grad for parameter in tower.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            # transformers 5.17 takes the list as "all of them", which gives the same states
             seen = tower(
-                pixels.to(self.model.dtype),
-                output_hidden_states=self._feature_layers,
-                return_dict=True,
+                pixels.to(self.model.dtype), output_hidden_states=self._recorded, return_dict=True
             )
         states = [seen.hidden_states[layer] for layer in self._feature_layers]
         features: Tensor = inner.multi_modal_projector(

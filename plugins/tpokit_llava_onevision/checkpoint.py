@@ -146,7 +146,7 @@ def load_model(
         UsageError: The attention implementation is not installed.
     """
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             if options.weights == "pretrained":
                 return _load_pretrained(folder, options)
             dtype = getattr(config, "dtype", None) if options.dtype == "auto" else options.dtype
@@ -204,7 +204,7 @@ def _load_pretrained(
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without the library's own table and progress bar: what they say becomes one error here."""
     verbosity = transformers_logging.get_verbosity()
     bar = transformers_logging.is_progress_bar_enabled()

@@ -40,6 +40,7 @@ def converse(
     generator: np.random.Generator,
     mixture: Mapping[str, float] | None = None,
     turns: tuple[int, int] = (1, 3),
+    opening: str | None = None,
 ) -> tuple[QuestionAnswer, ...]:
     """Draw a dialogue about one scene, no question twice.
 
@@ -49,19 +50,22 @@ def converse(
         mixture: Relative share of each kind in the turns; ``CONVERSATION_MIXTURE`` of images or
             ``CLIP_MIXTURE`` of clips by default.
         turns: Fewest and most turns, both possible; fewer only if the scene allows no more.
+        opening: Kind of one more turn before these; left out if the scene does not allow it.
 
     Raises:
         ValueError: The mixture names a kind that does not exist.
     """
     if mixture is None:
         mixture = CONVERSATION_MIXTURE if scene.options.frames == 1 else CLIP_MIXTURE
-    unknown = sorted(set(mixture) - set(KINDS))
+    unknown = sorted({*mixture, *([opening] if opening else [])} - set(KINDS))
     if unknown:
         raise ValueError(f"no kind of question named {unknown}; there are {sorted(KINDS)}")
     kinds = list(mixture)
     shares = np.array([mixture[kind] for kind in kinds], float)
     wanted = int(generator.integers(turns[0], turns[1] + 1))
-    dialogue: list[QuestionAnswer] = []
+    first = KINDS[opening](scene, generator) if opening else None
+    dialogue = [first] if first else []
+    wanted += len(dialogue)
     for _ in range(20 * wanted):
         if len(dialogue) == wanted:
             break

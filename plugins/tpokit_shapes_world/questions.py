@@ -20,6 +20,8 @@ from tpokit_shapes_world.vocabulary import NUMBERS, plural
 
 REGION_MARKER, TEMPORAL_MARKER = "<region>", "<temporal>"
 _MARGIN = 0.06  # of the side: closer centres are neither left nor right of each other
+_MAP_CELLS = 4  # rows and columns of the map of an image
+_MAP_SHARE = 0.15  # of a cell's pixels: what covers less is not named
 _QUESTION_MARK_SHARE = 0.5  # of the questions end with a question mark
 
 
@@ -229,6 +231,34 @@ def _ask_layout(scene: Scene, generator: np.random.Generator) -> QuestionAnswer 
     return _turn(generator, "layout", wordings[:2], " , ".join(parts))
 
 
+def _map_cells(scene: Scene) -> list[SceneObject | None]:
+    """What covers most of each cell of a coarse grid, row after row; None for next to nothing."""
+    cell = scene.options.side // _MAP_CELLS
+    inside = _MAP_CELLS * cell
+    grid = scene.masks[:, 0, :inside, :inside]
+    grid = grid.reshape(len(grid), _MAP_CELLS, cell, _MAP_CELLS, cell)
+    covered = grid.mean((2, 4)).reshape(len(grid), -1)  # [objects, cells]
+    return [
+        scene.objects[place] if covered[place, number] >= _MAP_SHARE else None
+        for number, place in enumerate(covered.argmax(0))
+    ]
+
+
+def _ask_colour_map(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
+    """One word for each cell: the densest question, it teaches a model to see first of all.
+
+    One wording and no question mark, so that a word of the answer is always as far from its cell.
+    """
+    words = [thing.colour if thing else "none" for thing in _map_cells(scene)]
+    return QuestionAnswer("colour_map", "name the colour row after row", " ".join(words))
+
+
+def _ask_shape_map(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
+    """As :func:`_ask_colour_map`, with shapes."""
+    words = [thing.shape if thing else "none" for thing in _map_cells(scene)]
+    return QuestionAnswer("shape_map", "name the shape row after row", " ".join(words))
+
+
 def _ask_region(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
     place = _pick(generator, scene)[0]
     name = scene.objects[place].name
@@ -325,6 +355,8 @@ KINDS: Mapping[str, Ask] = MappingProxyType(
         "extreme": _ask_extreme,
         "listing": _ask_listing,
         "layout": _ask_layout,
+        "colour_map": _ask_colour_map,
+        "shape_map": _ask_shape_map,
         "region": _ask_region,
         "two_regions": _ask_two_regions,
         "motion": _ask_motion,

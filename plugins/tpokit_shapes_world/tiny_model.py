@@ -4,10 +4,9 @@ The folder holds configuration, tokenizer, processor and chat template of transf
 ``LlavaOnevisionForConditionalGeneration``, so ``AutoProcessor.from_pretrained`` works offline. It
 holds no weights: they start from a seed (:func:`random_tiny`) or come from a training run.
 
-Two starting values differ from the library's, because tiny widths do not learn with them (measured
-in boxes learnt from one slot): weights of the LLM are drawn with 1/sqrt(width) instead of 0.02, and
-the position table of the vision tower starts as a two-dimensional sine code, which lets the LLM
-know where a visual token is from the first step.
+The start values differ from the library's, whose sizes are made for large widths. With those, a
+model of width 128 drowns the position of a patch in its content and a word in the output of the
+first layer, and learns colours but neither shapes nor places. See :func:`set_start_values`.
 """
 
 from __future__ import annotations
@@ -59,13 +58,13 @@ _TABLE_MULTIPLE = 32  # rows of the word table are padded to it, as released che
 class TinyShape:
     """Sizes of the tiny model; the defaults are those of the trained base."""
 
-    tile_side: int = 60  # pixels of the one crop that the vision tower sees
-    patch: int = 10  # pixels
+    tile_side: int = 64  # pixels of the one crop that the vision tower sees
+    patch: int = 16  # pixels
     vision_width: int = 128
     vision_layers: int = 3
     vision_inner: int = 384
     width: int = 128
-    layers: int = 3
+    layers: int = 4
     inner: int = 384
     heads: int = 4
     positions: int = 2048
@@ -113,7 +112,7 @@ def tiny_config(shape: TinyShape) -> LlavaOnevisionConfig:
         num_key_value_heads=shape.heads,
         max_position_embeddings=shape.positions,
         initializer_range=shape.width**-0.5,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         bos_token_id=WORDS.index(TURN_START),
         eos_token_id=WORDS.index(TURN_END),
@@ -127,7 +126,7 @@ def tiny_config(shape: TinyShape) -> LlavaOnevisionConfig:
         image_grid_pinpoints=[[shape.tile_side, shape.tile_side]],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         initializer_range=shape.width**-0.5,
         architectures=["LlavaOnevisionForConditionalGeneration"],
     )
@@ -193,18 +192,33 @@ def random_tiny(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaOnevisionForConditionalGeneration(AutoConfig.from_pretrained(folder))
-    place_sine_code(model)
+        set_start_values(model)
     return model
 
 
-def place_sine_code(model: LlavaOnevisionForConditionalGeneration, scale: float = 0.5) -> None:
-    """Overwrite the vision tower's position table with a two-dimensional sine code, in place."""
+def set_start_values(model: LlavaOnevisionForConditionalGeneration) -> None:
+    """Rescale the random weights of a tiny model in place; call it once, before training.
+
+    - The word table is drawn anew with standard deviation 1 (from torch's global generator), so
+      that a word weighs as much as what the layers add to it.
+    - What a layer adds is scaled by 1/sqrt(2 * layers), as in GPT-2.
+    - The position table of the vision tower becomes a two-dimensional sine code as large as the
+      content of the patches: the LLM knows where a visual token is from the first step.
+    """
     import torch
 
-    table = model.model.vision_tower.embeddings.position_embedding.weight
-    side = round(table.shape[0] ** 0.5)
+    tower, llm = model.model.vision_tower, model.model.language_model
+    position = tower.embeddings.position_embedding.weight
+    added = [
+        (layer.self_attn.out_proj, layer.mlp.fc2, len(tower.encoder.layers))
+        for layer in tower.encoder.layers
+    ] + [(layer.self_attn.o_proj, layer.mlp.down_proj, len(llm.layers)) for layer in llm.layers]
     with torch.no_grad():
-        table.copy_(scale * sine_code(side, table.shape[1]))
+        llm.embed_tokens.weight.normal_()
+        for attention, inner, layers in added:
+            attention.weight.mul_((2 * layers) ** -0.5)
+            inner.weight.mul_((2 * layers) ** -0.5)
+        position.copy_(sine_code(round(position.shape[0] ** 0.5), position.shape[1]))
 
 
 def sine_code(side: int, width: int) -> torch.Tensor:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
 from tpokit.checkpoints.atomic import whole_folder
 from tpokit.checkpoints.store import fill_model, load_weights, saved_folder, saved_recipe
-from tpokit.errors import UsageError
+from tpokit.errors import CheckpointError, UsageError
 from tpokit.lora import merge_lora
 from tpokit.model import TpoModel, build_model
 from tpokit.plugins import Plugins
 from tpokit.recipe import Recipe
 
 _BACKBONE = "backbone"
+_ORIGIN = ("model", "revision", "weights")
+"""Options of a backbone that say where its weights come from; the others are kept."""
 
 
 def merge(
@@ -66,9 +69,13 @@ def _write(
 ) -> None:
     model.backbone.save(folder / _BACKBONE)
     spec = plugins.spec("backbone", recipe.backbone.plugin)
-    options = plugins.options(spec, {**recipe.backbone.options, "model": _BACKBONE})
-    base = plugins.factory(spec).build(options, folder).identity()
-    about = {"base": base, "stage": stage, "modes": {}}
+    again = plugins.factory(spec).build(plugins.options(spec, _merged_options(recipe)), folder)
+    for (name, kept), found in zip(
+        model.backbone.named_parameters(), again.parameters(), strict=True
+    ):
+        if not torch.equal(kept.to(found.dtype), found):
+            raise CheckpointError(f"{folder / _BACKBONE}: {name} does not load as it was saved")
+    about = {"base": again.identity(), "stage": stage, "modes": {}}
     fill_model(model, folder, text, ["bridge", *model.heads], about)
 
 
@@ -84,11 +91,16 @@ def _recipe_text(recipe: Recipe, plugins: Plugins) -> str:
             f"backbone {spec.name!r} has no option 'model' and so cannot be loaded from a folder"
         )
     plain = recipe.resolved()
-    plain["backbone"]["options"]["model"] = _BACKBONE
+    plain["backbone"]["options"] = _merged_options(recipe)
     plain["folder"] = "."
     if recipe.registry_path is not None:
         plain["registry"] = str(recipe.registry_path.resolve())
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _merged_options(recipe: Recipe) -> dict[str, Any]:
+    kept = {name: v for name, v in recipe.backbone.options.items() if name not in _ORIGIN}
+    return {**kept, "model": _BACKBONE}
 
 
 def _dtype(name: str) -> torch.dtype:

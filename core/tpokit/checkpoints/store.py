@@ -222,8 +222,9 @@ def _check(
     saved = described["base"]
     if saved["hash"] != base["hash"]:
         raise CheckpointError(
-            f"{folder} was trained from the base model {saved['name']!r} with hash {saved['hash']}, but "
-            f"{base['name']!r} has hash {base['hash']}; give the base it was trained from"
+            f"{folder} was trained from the base model {saved['name']!r} with hash "
+            f"{saved['hash']}, but {base['name']!r} has hash {base['hash']}; give the base it was "
+            "trained from"
         )
     if described["tokens"] != list(model.tokens.ids):
         raise CheckpointError(
@@ -264,8 +265,9 @@ def _compare(
             problems.append(f"{name} {list(shapes[name])} is in the file, but not in the model")
         elif list(shapes[name]) != declared_shape(wanted[name]):
             problems.append(
-                f"{name} has shape {list(shapes[name])}, but the model's has {declared_shape(wanted[name])}: "
-                "weights of another width; build the model with the options it was trained with"
+                f"{name} has shape {list(shapes[name])}, but the model's has "
+                f"{declared_shape(wanted[name])}: weights of another width; build the model with "
+                "the options it was trained with"
             )
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""

@@ -21,7 +21,7 @@ from tpokit.types import Media, MediaNeed, View
 
 DECODE_LIMIT_S = 30.0
 """Longest that decoding one video may take by default, in seconds."""
-_JUMP_S = 3.0  # gaps that are longer are crossed by seeking to a key frame
+_JUMP_S = 1.5  # gaps that are longer are crossed by seeking to a key frame
 _SLACK_S = 1e-6  # rounding of times
 _MISSING_S = 1.0  # a video that ends so much earlier than it says is taken as cut off
 

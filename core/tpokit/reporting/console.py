@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _PLAIN_WIDTH = 200
 """Columns where there is no terminal: a table in a log must not be cut to 80."""
 _STATE_STYLES = {"ready": "green", "blocked": "dim"}
-_OWN_COLUMNS = ("learning_rate", "grad_norm")
+_RATE = "learning_rate"
 
 
 def _console(stderr: bool = False) -> Console:
@@ -72,7 +72,7 @@ def plugin_table(rows: Sequence[PluginRow]) -> None:
 
 
 def part_table(rows: Sequence[PartRow], stage_name: str) -> None:
-    """Print what a stage does with each part: mode, parameters, how many are trained, learning rate."""
+    """Print what a stage does with each part, how large it is, and how fast it learns."""
     numbers = ("parameters", "trained", "learning rate")
     table = _table(f"stage {stage_name}", "part", "mode", *numbers, numbers=numbers)
     for row in rows:
@@ -162,8 +162,8 @@ class TrainingProgress:
 
         Args:
             step: Steps of the stage that are done.
-            row: ``loss``, every loss term by its full name, and if known ``learning_rate`` and
-                ``grad_norm``.
+            row: ``loss``, every loss term by its full name, and if known ``learning_rate`` (or
+                ``learning_rate.part`` of each part) and ``grad_norm``.
         """
         if not self._show:
             return
@@ -174,9 +174,10 @@ class TrainingProgress:
             self._live.update(self._block(step, line))
 
     def _line(self, step: int, row: Mapping[str, float]) -> str:
-        terms = [f"{name} {value:.4g}" for name, value in row.items() if name not in _OWN_COLUMNS]
-        if "learning_rate" in row:
-            terms.append(f"lr {row['learning_rate']:.1e}")
+        terms = [f"{name} {value:.4g}" for name, value in row.items() if not _is_own(name)]
+        rates = [f"{_part(name)}{row[name]:.1e}" for name in row if name.startswith(_RATE)]
+        if rates:
+            terms.append("rate " + " ".join(rates))
         if "grad_norm" in row:
             terms.append(f"gradient {row['grad_norm']:.3g}")
         seconds, done = time.monotonic() - self._began_s, step - self._start
@@ -188,3 +189,14 @@ class TrainingProgress:
 
     def _block(self, step: int, line: str) -> RenderableType:
         return Group(Text(line), ProgressBar(total=self._steps, completed=step))
+
+
+def _is_own(name: str) -> bool:
+    """Whether a column is no loss term and has a place of its own in the line."""
+    return name.startswith(_RATE) or name == "grad_norm"
+
+
+def _part(name: str) -> str:
+    """``llm`` and a space for ``learning_rate.llm``, nothing for ``learning_rate``."""
+    part = name.removeprefix(_RATE).lstrip("./_")
+    return f"{part} " if part else ""

@@ -53,9 +53,10 @@ class Split:
         """
         share, rest = divmod(samples_per_step, world)
         if rest:
+            below, above = samples_per_step - rest or world, samples_per_step - rest + world
             raise UsageError(
-                f"samples_per_step is {samples_per_step}, which {world} processes cannot share evenly; "
-                f"{samples_per_step - rest or world} or {samples_per_step - rest + world} would do"
+                f"samples_per_step is {samples_per_step}, which {world} processes cannot share "
+                f"evenly; {below} or {above} would do"
             )
         device_batch = min(device_batch, share)
         if share % device_batch:
@@ -85,8 +86,8 @@ def check_engine(recipe: Recipe, ranks: Ranks) -> None:
         raise UsageError(f"run.engine is {engine!r}: pip install 'tpokit[deepspeed]'")
     if not ranks.launched:
         raise UsageError(
-            f"run.engine is {engine!r}, which needs a launcher: torchrun --nproc-per-node <devices> "
-            "-m tpokit train ...; on one device: --set run.engine=plain"
+            f"run.engine is {engine!r}, which needs a launcher: torchrun --nproc-per-node "
+            "<devices> -m tpokit train ...; on one device: --set run.engine=plain"
         )
 
 

@@ -19,7 +19,7 @@ SPEED = "samples_per_s"
 
 
 class StageLog(TrainerCallback):  # type: ignore[misc] # transformers is not typed
-    """Hands each line of the log on, and appends it to the file of the run; on the first rank only."""
+    """Shows each line of the log and appends it to the file of the run; on the first rank only."""
 
     def __init__(
         self, stage: str, path: Path, shown: Callable[[int, Mapping[str, float]], None]

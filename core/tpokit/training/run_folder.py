@@ -69,8 +69,9 @@ class RunFolder:
             self._refuse_other_recipe()
         elif not overwrite and (stage is None or self._begun(stage)):
             raise UsageError(
-                f"{self.path} already holds {'this stage' if stage else 'a run'}; go on with it by --resume, "
-                "start again and lose it by --overwrite, or name another folder by --set output=FOLDER"
+                f"{self.path} already holds {'this stage' if stage else 'a run'}; go on with it by "
+                "--resume, start again and lose it by --overwrite, or name another folder by "
+                "--set output=FOLDER"
             )
         self._refuse_gap(stage)
         if overwrite:
@@ -118,9 +119,10 @@ class RunFolder:
         own = {RECIPE_FILE}  # written just before the run's own file
         foreign = [p.name for p in self.path.iterdir() if p.name not in own and not is_partial(p)]
         if foreign:
+            named = ", ".join(sorted(foreign)[:3])
             raise UsageError(
-                f"{self.path} is not empty ({', '.join(sorted(foreign)[:3])}) and holds no run that could be "
-                "resumed or overwritten; name another folder by --set output=FOLDER"
+                f"{self.path} is not empty ({named}) and holds no run that "
+                "could be resumed or overwritten; name another folder by --set output=FOLDER"
             )
 
     def _refuse_other_recipe(self) -> None:
@@ -139,8 +141,9 @@ class RunFolder:
         before = None if stage is None else self.before(stage)
         if stage is not None and before is not None and not (before / MODEL_FILE).is_file():
             raise UsageError(
-                f"stage {stage.name!r} starts from stage {before.name!r}, which is not in {self.path}; "
-                f"train that first with --stage {before.name}, or all of them without --stage"
+                f"stage {stage.name!r} starts from stage {before.name!r}, which is not in "
+                f"{self.path}; train that first with --stage {before.name}, or all of them without "
+                "--stage"
             )
 
     def _remove(self, stage: StageEntry | None) -> None:

@@ -51,6 +51,7 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
     """
 
     loss_is_scaled_for_ga = True
+    optimizer: Any
 
     def __init__(
         self,
@@ -149,25 +150,25 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         terms = model(inputs)
         loss = self._combined(terms, num_items_in_batch, scale=self._ranks.world)
         if not bool(torch.isfinite(loss)):
-            why = explain_non_finite(terms, inputs.samples)
-            raise TrainingError(
-                f"stage {self._stage.name}, step {self.state.global_step + 1}: {why}"
-            )
+            raise TrainingError(f"{self._where()}: {explain_non_finite(terms, inputs.samples)}")
         self._meter.add(terms, loss)
         return (loss, terms) if return_outputs else loss
+
+    def _where(self) -> str:
+        return f"stage {self._stage.name}, step {self.state.global_step + 1}"
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         if norm is not None and not math.isfinite(float(norm)):
             raise TrainingError(
-                f"stage {self._stage.name}, step {self.state.global_step + 1}: the loss is finite but its "
-                f"gradient is not; samples: {', '.join(self._step_samples)}"
+                f"{self._where()}: the loss is finite but its gradient is not; "
+                f"samples: {', '.join(self._step_samples)}"
             )
         return norm
 
     # ---- optimizer ----
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> Any:
         """AdamW with the groups of `tpokit.parts.parameter_groups`."""
         if self.optimizer is None:
             groups = parameter_groups(self.model, self._rates, self._stage.weight_decay)
@@ -257,14 +258,12 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
     # ---- the end ----
 
     def release(self) -> None:
-        """Let go of the engine, so that the next stage starts from nothing but what is on the disk."""
+        """Let go of the engine: the next stage starts from nothing but what is on the disk."""
         if self.is_deepspeed_enabled:
             self.model_wrapped.destroy()
         self.accelerator.free_memory()
 
 
 def _own_message(cause: DataError) -> str:
-    """The message itself; torch hands on an error of a data worker with its whole traceback as
-    text.
-    """
+    """The message itself; torch puts the traceback of a data worker in front of it."""
     return str(cause).rpartition(f"{DataError.__module__}.{DataError.__name__}: ")[2].strip()

@@ -1,0 +1,164 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.core.test_recipe import PLAIN
+from tpokit import __version__, cli
+from tpokit.cli import main
+from tpokit.errors import TrainingError
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout and stderr of a command."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    captured = capsys.readouterr()
+    return caught.value.code or 0, captured.out, captured.err
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(PLAIN))
+    return str(path)
+
+
+def test_help_names_every_verb(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for verb in ("plugins", "recipe", "train", "predict", "evaluate", "weights"):
+        assert re.search(rf"\b{verb}\b", out)
+
+
+def test_the_version_is_shown(capsys):
+    assert run(capsys, "--version") == (0, f"{__version__}\n", "")
+
+
+def test_plugins_prints_a_table(capsys):
+    code, out, _ = run(capsys, "plugins")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split() == ["kind", "name", "version", "provided", "by", "state", "summary"]
+    assert any(
+        line.split()[:5] == ["head", "region", __version__, "tpokit", "ready"] for line in lines
+    )
+
+
+def test_plugins_shows_why_something_cannot_be_used(capsys, tmp_path):
+    (tmp_path / "mine.py").write_text("import no_such_library_at_all")
+    registry = tmp_path / "registry.yaml"
+    registry.write_text(
+        "version: 1\nplugins: [{path: mine.py}]\nheads: {far: {package: tpokit-far}}\n"
+    )
+    code, out, _ = run(capsys, "plugins", "--registry", str(registry))
+    assert code == 0
+    assert "needs `pip install no_such_library_at_all`" in out
+    assert "needs `pip install tpokit-far` (tpokit-far is not installed)" in out
+
+
+def test_plugins_as_json(capsys):
+    code, out, _ = run(capsys, "plugins", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert {row["state"] for row in rows if row["provided_by"] == "tpokit"} == {"ready"}
+
+
+def test_a_missing_registry_is_one_line_and_exit_code_2(capsys, tmp_path):
+    code, out, err = run(capsys, "plugins", "--registry", str(tmp_path / "no.yaml"))
+    assert (code, out) == (2, "")
+    assert err == f"UsageError: no such registry: {tmp_path / 'no.yaml'}\n"
+
+
+def test_a_good_recipe_is_fine(capsys, recipe):
+    code, out, err = run(capsys, "recipe", "check", recipe)
+    assert (code, err) == (0, "")
+    assert out == (
+        f"{recipe} is fine: backbone llava_onevision; heads region; "
+        "stages assign (100 steps), heads (100 steps)\n"
+    )
+
+
+def test_a_bad_recipe_is_reported_whole(capsys, recipe):
+    code, out, err = run(
+        capsys,
+        "recipe",
+        "check",
+        recipe,
+        "--set",
+        "stages[0].steps=x",
+        "--set",
+        "heads.region.plugin=r",
+    )
+    assert (code, out) == (2, "")
+    assert err.splitlines()[0] == f"{recipe} has 2 problems"
+    assert err.splitlines()[2] == "  stages[0].steps      'x' is not a whole number"
+
+
+def test_train_refuses_a_bad_recipe_with_its_type_and_no_traceback(capsys, recipe):
+    code, out, err = run(capsys, "train", recipe, "--set", "seed=-1")
+    assert (code, out) == (2, "")
+    assert err == f"RecipeError: {recipe} has 1 problem\n  seed  -1 must be at least 0\n"
+
+
+def test_train_refuses_an_unknown_stage(capsys, recipe):
+    code, _, err = run(capsys, "train", recipe, "--stage", "joint")
+    assert code == 2
+    assert err == "UsageError: recipe 'tiny' has no stage 'joint' (stages: assign, heads)\n"
+
+
+def test_train_refuses_to_keep_and_throw_away(capsys, recipe):
+    code, _, err = run(capsys, "train", recipe, "--resume", "--overwrite")
+    assert code == 2
+    assert err == "UsageError: --resume keeps what --overwrite throws away; choose one\n"
+
+
+def test_a_medium_that_is_not_there_is_refused_before_a_model_is_loaded(capsys, tmp_path):
+    missing = str(tmp_path / "none.png")
+    code, _, err = run(capsys, "predict", str(tmp_path), "--media", missing, "--ask", "what?")
+    assert code == 2
+    assert "does not exist" in err
+
+
+@pytest.mark.parametrize("verb", [["evaluate"], ["predict", "--ask", "what?"]])
+def test_a_folder_that_is_no_model_is_one_line_and_exit_code_1(capsys, tmp_path, verb):
+    code, out, err = run(capsys, *verb, str(tmp_path))
+    assert (code, out) == (1, "")
+    assert err.startswith(f"CheckpointError: {tmp_path}")
+
+
+def raising(error):
+    def raise_it(*_, **__):
+        raise error
+
+    return raise_it
+
+
+def test_a_run_that_failed_has_exit_code_1(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "app", raising(TrainingError("loss is [red]nan[/red]")))
+    assert run(capsys, "train", "x") == (1, "", "TrainingError: loss is [red]nan[/red]\n")
+
+
+def test_ctrl_c_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("tpokit.plugins.Plugins.load", raising(KeyboardInterrupt()))
+    assert run(capsys, "plugins") == (130, "", "interrupted\n")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("tpokit.plugins.Plugins.load", raising(ZeroDivisionError("a bug")))
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        main(["plugins"])
+
+
+def test_the_module_is_the_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "tpokit", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == f"{__version__}\n"
+    script = Path(sys.executable).with_name("tpokit")
+    result = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"{__version__}\n"
