@@ -175,14 +175,14 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
         except OSError as cause:
             raise tpokit.CheckpointError(f"{folder} cannot be written: {cause}") from cause
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
-    ) -> None:
-        """Recompute activations in the backward pass; always the non-reentrant way, because with
-        the other one LoRA behind frozen embeddings gets no gradient.
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them; the non-reentrant
+        way, because with the other one LoRA behind frozen embeddings gets no gradient.
         """
-        chosen = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=chosen)
+        # transformers 5.23 renamed it and warns of the old name
+        enable = getattr(self.model, "activation_checkpointing_enable", None)
+        enable = self.model.gradient_checkpointing_enable if enable is None else enable
+        enable({"use_reentrant": False})
 
     # ---- vision ----
 

@@ -10,16 +10,10 @@ from typing import Any
 import numpy as np
 
 from tpokit import DataError, DataSource, Media, Options, Sample, Turn
-from tpokit_shapes_world.conversations import (
-    CLIP_MIXTURE,
-    CONVERSATION_MIXTURE,
-    REGION_MARKER,
-    TEMPORAL_MARKER,
-    QuestionAnswer,
-    converse,
-)
+from tpokit_shapes_world.conversations import CLIP_MIXTURE, CONVERSATION_MIXTURE, converse
 from tpokit_shapes_world.options import ShapesWorldOptions
 from tpokit_shapes_world.painting import write_mp4, write_png
+from tpokit_shapes_world.questions import REGION_MARKER, TEMPORAL_MARKER, QuestionAnswer
 from tpokit_shapes_world.scenes import Scene, SceneError, SceneOptions, make_scene
 
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
@@ -46,6 +40,7 @@ class ShapesWorld(DataSource):
                 objects=options.objects,
                 radius=options.radius,
                 distractor_share=options.distractor_share,
+                interval_frames=(min(2, options.frames), min(5, options.frames)),
             )
         except SceneError as cause:
             raise DataError(f"shapes_world: {cause}") from cause

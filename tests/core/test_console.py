@@ -46,7 +46,7 @@ def test_an_answer_is_its_text_and_its_results(capsys):
     text, head, call = capsys.readouterr().out.splitlines()
     assert text == "it is [here] <region>"
     assert head.split() == ["task", "result"]
-    assert call.split(maxsplit=1) == ["region", "box [1, 2, 3, 4]"] or "box [1" in call
+    assert call.strip().split(maxsplit=1) == ["region", "box [1, 2, 3, 4]"]
 
 
 def test_progress_without_a_terminal_is_one_line_for_each_update(capsys):
@@ -68,19 +68,12 @@ def test_progress_of_other_ranks_is_silent(capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_progress_on_a_terminal_shows_the_line_and_gives_the_terminal_back(
-    monkeypatch, interrupted
-):
+def test_progress_on_a_terminal_shows_the_line_and_gives_the_terminal_back(monkeypatch):
     screen = Console(file=io.StringIO(), force_terminal=True, width=200)
     monkeypatch.setattr(console, "_console", lambda: screen)
-    try:
-        with console.TrainingProgress("assign", 100, 64) as progress:
-            progress.update(10, ROW)
-            if interrupted:
-                raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        assert interrupted
+    with pytest.raises(KeyboardInterrupt), console.TrainingProgress("assign", 100, 64) as progress:
+        progress.update(10, ROW)
+        raise KeyboardInterrupt
     shown = screen.file.getvalue()
     assert "assign 10/100  loss 2.5" in shown
     assert shown.rstrip().endswith("\x1b[?25h")  # the cursor is visible again

@@ -27,7 +27,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import tpokit
 from tpokit.checkpoints.atomic import whole_folder
 from tpokit.checkpoints.tensors import declared_shape, file_tensors
 from tpokit.errors import CheckpointError
@@ -110,7 +109,7 @@ def fill_model(
         **about,
         "tokens": list(model.tokens.ids),
         "files": list(files),
-        "versions": _versions(),
+        "versions": _versions(model),
     }
     (folder / MODEL_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     for name in files:
@@ -121,13 +120,13 @@ def fill_model(
         read_tensors(path, wanted)  # what is on the disk must fit before anything relies on it
 
 
-def _versions() -> dict[str, str]:
-    """Versions of what a saved model depends on."""
-    names = ("torch", "transformers", "peft")
-    return {
-        "tpokit": tpokit.__version__,
-        **{name: importlib.metadata.version(name) for name in names},
-    }
+def _versions(model: TpoModel) -> dict[str, str]:
+    """Versions of what a saved model depends on: tpokit, its plugins, the libraries under it."""
+    owners = importlib.metadata.packages_distributions()
+    modules = {type(part).__module__ for part in (model.backbone, *model.heads.values())}
+    plugins = {name for module in modules for name in owners.get(module.partition(".")[0], ())}
+    names = sorted({"tpokit", "torch", "transformers", "peft", *plugins})
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 # ---- reading ----

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,9 @@ def training_arguments(
     run = recipe.run
     cpu = not torch.cuda.is_available()
     zero = run.engine in ZERO_STAGES
+    if cpu:
+        # Accelerate imports DeepSpeed wherever it is installed; it would search for devices, and warn.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if zero and cpu:
         _leave_out_compiled_communication()
     arguments = TrainingArguments(

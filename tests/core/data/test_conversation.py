@@ -75,7 +75,7 @@ def test_the_prompt_of_generation_is_what_training_sees_before_the_answer(encode
     prompt = encoder.encode(sample, "data", answer_next=True)
     assert whole.ids[: len(prompt.ids)] == prompt.ids
     assert words(encoder, prompt.ids)[-1] == "<answer>"
-    assert prompt.slots == {"point": [[4, 5]]}
+    assert prompt.slots == {"point": [[5, 6]]}
     assert prompt.targets == {"point": [0.5]}
 
 
@@ -180,7 +180,7 @@ def test_a_batch_holds_any_mixture_of_samples(encoder):
     assert batch.targets["point"].tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert batch.given["point"].rows.tolist() == [2]
     assert batch.given["point"].values.tolist() == [[pytest.approx(0.9)]]
-    assert batch.counts == {"language": 8.0, "assign": 3.0, "point.error": 3.0}
+    assert batch.counts == {"language": 7.0, "assign": 3.0, "point.error": 3.0}
     assert batch.samples == ("data/7",) * 3
     for row, position, token in zip(*batch.learnt, strict=True):
         assert batch.labels[row, position + 1] == token

@@ -111,7 +111,7 @@ def test_features_are_as_many_as_promised_for_any_size(tmp_path, crops):
     backbone = build(write_tiny(tmp_path / "tiny"), crops=crops)
     random = np.random.default_rng(0)
     views = [
-        [view_of(height=int(h), width=int(w))] for h, w in random.integers(5, 260, size=(40, 2))
+        [view_of(height=int(h), width=int(w))] for h, w in random.integers(5, 260, size=(20, 2))
     ]
     media = backbone.processor.collate_media(views)
     with torch.no_grad():

@@ -1,0 +1,88 @@
+"""Script: one plain gradient step with each of several engines, started by torchrun or alone.
+
+``one_step.py FOLDER ENGINE...`` writes ``FOLDER/<engine>-<processes>.safetensors``, the change of every trained
+weight. Rank 0 has the samples with calls, rank 1 conversation only.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
+
+from tests.core.training.small_runs import read_recipe
+from tests.core.training.tiny import LineOptions, Lines
+from tpokit.checkpoints.tensors import trained_state, trained_tensors
+from tpokit.data.conversation import Encoder
+from tpokit.model import build_model
+from tpokit.parts import set_modes
+from tpokit.training.arguments import ZERO_STAGES, Split, forget_engine, gather, training_arguments
+from tpokit.training.ranks import Ranks
+from tpokit.training.resume import StageCheckpoints
+from tpokit.training.trainer import TpoTrainer
+
+ORDER = ("point", "seen", "talk", "talk", "given", "mass", "talk", "talk")
+
+
+class OneStep(Dataset):
+    """Two samples for each rank in turn."""
+
+    def __init__(self, model, folder):
+        heads = {task: model.head(task) for task in model.heads}
+        self.encoder = Encoder(model.backbone.processor, heads, model.tokens, 100)
+        self.source = Lines(
+            LineOptions(kinds=ORDER, image="picture.png", count=len(ORDER)), folder
+        )
+
+    def __len__(self):
+        return len(ORDER)
+
+    def __getitem__(self, index):
+        return self.encoder.encode(self.source.read(index, np.random.default_rng(index)), "lines")
+
+
+class PlainStep(TpoTrainer):
+    """The change of a weight is its gradient."""
+
+    def make_optimizer(self, groups):
+        return torch.optim.SGD(groups, lr=1.0)
+
+
+def change(folder, engine, device_batch=2):
+    ranks = Ranks.here()
+    recipe, plugins = read_recipe(folder / "recipe.yaml", f"run.engine={engine}")
+    stage = recipe.stages[0]
+    model = build_model(recipe, plugins)
+    torch.manual_seed(5)
+    torch.nn.init.normal_(model.bridge.output.weight, std=0.3)
+    set_modes(model, stage.train, recipe.lora, 0)
+    zero = engine in ZERO_STAGES
+    before = {name: t.detach().clone() for name, t in trained_tensors(model).items()}
+    split = Split.of(stage.samples_per_step, device_batch, ranks.world)
+    arguments = training_arguments(recipe, stage, split, folder / "checkpoints")
+    trainer = PlainStep(
+        model,
+        arguments,
+        OneStep(model, folder),
+        recipe,
+        stage,
+        StageCheckpoints(folder, stage.name, ranks),
+        [],
+    )
+    trainer.train()
+    after = trained_state(trained_tensors(model), gather if zero else None)
+    trainer.release()
+    forget_engine()
+    return {name: before[name] - after[name] for name in after if name != "heads.mass.offset"}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place = Path(sys.argv[1])
+    for name in sys.argv[2:]:
+        Ranks.here().join()
+        found = change(place, name)
+        if Ranks.here().first:
+            save_file(found, place / f"{name}-{Ranks.here().world}.safetensors")
