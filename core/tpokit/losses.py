@@ -70,7 +70,7 @@ class CombinedLoss:
 def explain_non_finite(terms: Mapping[str, LossTerm], samples: tuple[str, ...]) -> str:
     """The message for a loss that is not finite: which terms, on which samples."""
     bad = [
-        f"{name} = {float(term.sum)}"
+        f"{name} = {float(term.sum.detach())}"
         for name, term in terms.items()
         if not bool(torch.isfinite(term.sum))
     ]
@@ -80,12 +80,17 @@ def explain_non_finite(terms: Mapping[str, LossTerm], samples: tuple[str, ...]) 
 class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy over words and triggers without joining their logits, which would copy ``[p,
     rows]`` once more.
+
+    Goes through the positions in pieces: on a CPU they stay in its cache, and in 16-bit formats the
+    float32 copies of the logits never exist all at once.
     """
 
     @staticmethod
     def forward(ctx: Any, words: Tensor, triggers: Tensor, ids: Tensor) -> Tensor:
         rows = words.shape[-1]
-        normaliser = torch.logsumexp(words.float(), -1)
+        normaliser = torch.cat(
+            [torch.logsumexp(words[piece].float(), -1) for piece in _pieces(words)]
+        )
         if triggers.shape[-1]:
             normaliser = torch.logaddexp(normaliser, torch.logsumexp(triggers.float(), -1))
         called = ids >= rows
@@ -101,17 +106,26 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         words, triggers, ids, normaliser = ctx.saved_tensors
         (grad,) = grads
-        rows, called = words.shape[-1], ids >= words.shape[-1]
-        word_grad = (words.float() - normaliser[:, None]).exp_().mul_(grad[:, None])
-        word_grad.scatter_add_(
-            -1, ids.clamp(max=rows - 1)[:, None], torch.where(called, 0.0, -grad)[:, None]
-        )
-        trigger_grad = (triggers.float() - normaliser[:, None]).exp_().mul_(grad[:, None])
+        rows = words.shape[-1]
+        called = (ids >= rows)[:, None]
+        grad, normaliser, ids = grad[:, None], normaliser[:, None], ids[:, None]
+        to_word, to_trigger = torch.where(called, 0.0, -grad), torch.where(called, -grad, 0.0)
+        word_grad = torch.empty_like(words)
+        for piece in _pieces(words):
+            share = (words[piece].float() - normaliser[piece]).exp_().mul_(grad[piece])
+            share.scatter_add_(-1, ids[piece].clamp(max=rows - 1), to_word[piece])
+            word_grad[piece] = share
+        trigger_grad = (triggers.float() - normaliser).exp_().mul_(grad)
         if triggers.shape[-1]:
-            trigger_grad.scatter_add_(
-                -1, (ids - rows).clamp(min=0)[:, None], torch.where(called, -grad, 0.0)[:, None]
-            )
-        return word_grad.to(words.dtype), trigger_grad.to(triggers.dtype), None
+            trigger_grad.scatter_add_(-1, (ids - rows).clamp(min=0), to_trigger)
+        return word_grad, trigger_grad.to(triggers.dtype), None
+
+
+def _pieces(logits: Tensor) -> list[slice]:
+    """Slices over the positions of logits ``[p, rows]``; one empty slice when there are none."""
+    numbers = 2**22 if logits.device.type == "cpu" else 2**26  # fewer, larger kernels on a GPU
+    step = max(1, numbers // logits.shape[-1])
+    return [slice(start, start + step) for start in range(0, max(1, len(logits)), step)]
 
 
 def language_terms(

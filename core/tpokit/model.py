@@ -84,7 +84,7 @@ class TpoModel(nn.Module):
             head = self.head(task)
             if len(places.rows):
                 encoded[task] = places, head.encode_given(places.values)
-            elif task in self.trained_tasks and self.training:
+            elif self.training and (task in self.trained_tasks or self.alike):
                 encoded[task] = places, head.encode_given(head.idle_inputs()["given"])[:0]
         return encoded
 
@@ -93,7 +93,10 @@ class TpoModel(nn.Module):
         counts = {term: batch.counts.get(f"{task}.{term}", 0.0) for term in head.terms}
         if not len(where.rows):
             inputs = head.idle_inputs()
-            prediction = head(inputs["slots"], inputs["views"])
+            # ZeRO-3 lets go of a module's weights when the gradient of its input is known: an idle
+            # input that asks for none would keep them here and make the next gathering disagree.
+            slots = inputs["slots"].requires_grad_(hidden.requires_grad)
+            prediction = head(slots, inputs["views"])
             nothing = sum(
                 (leaf.sum() * 0.0 for leaf in tree_leaves(prediction) if isinstance(leaf, Tensor)),
                 hidden.new_zeros(()),

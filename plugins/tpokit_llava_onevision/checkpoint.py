@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 import tpokit
 from tpokit_llava_onevision.options import LlavaOnevisionOptions
+from tpokit_llava_onevision.start import balance
 
 MODEL_TYPE = "llava_onevision"
 PACKAGE = "package://"
@@ -150,11 +151,14 @@ def load_model(
             if options.weights == "pretrained":
                 return _load_pretrained(folder, options)
             dtype = getattr(config, "dtype", None) if options.dtype == "auto" else options.dtype
-            return AutoModelForImageTextToText.from_config(
+            model = AutoModelForImageTextToText.from_config(
                 config,
                 dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32,
                 attn_implementation=options.attention,
             )
+            if options.start == "balanced":
+                balance(model)
+            return model
     except ImportError as cause:
         raise tpokit.UsageError(
             f"attention {options.attention!r} cannot be used here: {cause}"

@@ -27,6 +27,11 @@ class LlavaOnevisionOptions(Options):
         description="random: only the configuration and the tokenizer are read, weights are drawn "
         "from the recipe's seed.",
     )
+    start: Literal["library", "balanced"] = Field(
+        default="library",
+        description="With random weights: as transformers draws them, or rescaled so that a small "
+        "model learns from scratch (see tpokit_llava_onevision.start).",
+    )
     frames: int = Field(default=16, ge=1, description="Frames of a video that the backbone sees.")
     crops: Crops = Field(
         default="anyres",

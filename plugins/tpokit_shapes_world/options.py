@@ -11,7 +11,8 @@ from tpokit.options import Options
 
 KIND_NAMES = (
     *("colour", "shape", "count", "existence", "relation", "half", "beside", "extreme"),
-    *("listing", "layout", "region", "two_regions", "motion", "mover", "order", "moment"),
+    *("listing", "layout", "colour_map", "shape_map", "region", "two_regions"),
+    *("motion", "mover", "order", "moment"),
 )
 
 
@@ -36,13 +37,13 @@ class ShapesWorldOptions(Options):
     split: Literal["train", "validation", "test"] = "train"
     scenes: int = Field(default=16_000, ge=1)
     seed: int = Field(default=0, ge=0)
-    kinds: dict[str, float] = {}
+    kinds: dict[str, float] = Field(default_factory=dict)
     turns: tuple[int, int] = (1, 3)
     frames: int = Field(default=1, ge=1, le=256)
     side: int = Field(default=64, ge=16, le=1024, multiple_of=2)
-    objects: tuple[int, int] = (2, 4)
-    radius: tuple[float, float] = (0.12, 0.22)
-    distractor_share: float = Field(default=0.6, ge=0.0, le=1.0)
+    objects: tuple[int, int] = (2, 3)
+    radius: tuple[float, float] = (0.14, 0.24)
+    distractor_share: float = Field(default=0.3, ge=0.0, le=1.0)
     folder: Path | None = None
 
     @field_validator("kinds")

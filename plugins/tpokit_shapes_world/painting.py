@@ -124,7 +124,8 @@ def _blob(generator: np.random.Generator, side: int) -> Floats:
     width = np.float32(generator.uniform(0.08, 0.25))
     across, along = (np.exp(-(((places - at) / width) ** 2)) for at in (x, y))
     tone = generator.uniform(-0.8, 0.8, 3).astype(np.float32)
-    return along[:, None, None] * across[None, :, None] * tone
+    spot: Floats = along[:, None, None] * across[None, :, None] * tone
+    return spot
 
 
 @cache

@@ -134,7 +134,7 @@ def _ask_relation(scene: Scene, generator: np.random.Generator) -> QuestionAnswe
     true = words[int(gap > 0)]
     if generator.random() < 0.5:
         asked = words[int(generator.integers(2))]
-        wordings = (
+        wordings: tuple[str, ...] = (
             f"is the {first.name} {asked} the {second.name}",
             f"can you say that the {first.name} is {asked} the {second.name}",
         )
@@ -155,7 +155,7 @@ def _ask_half(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | 
         return None
     name = thing.name
     if what == 0:
-        wordings = (
+        wordings: tuple[str, ...] = (
             f"on which side is the {name}",
             f"where is the {name} , left or right",
             f"find the side of the {name}",
@@ -226,9 +226,8 @@ def _ask_layout(scene: Scene, generator: np.random.Generator) -> QuestionAnswer 
     wordings = (
         "describe the picture",
         "what is in this picture and where",
-        "describe all things and tell me the column and row of each",
     )
-    return _turn(generator, "layout", wordings[:2], " , ".join(parts))
+    return _turn(generator, "layout", wordings, " , ".join(parts))
 
 
 def _map_cells(scene: Scene) -> list[SceneObject | None]:
@@ -321,14 +320,11 @@ def _ask_order(scene: Scene, generator: np.random.Generator) -> QuestionAnswer |
         return None
     earlier = first if first.first_frame < second.first_frame else second
     if generator.random() < 0.5:
-        wordings = (f"what comes first , the {first.name} or the {second.name}",)
+        wordings: tuple[str, ...] = (f"what comes first , the {first.name} or the {second.name}",)
         return _turn(generator, "order", wordings, f"the {earlier.name}")
     before = bool(generator.integers(2))
-    wordings = (
-        f"is the {first.name} seen {'before' if before else 'after'} the {second.name}",
-        f"does the {first.name} come {'before' if before else 'after'} the {second.name}",
-    )
-    return _turn(generator, "order", wordings[:1], "yes" if (earlier is first) == before else "no")
+    wordings = (f"is the {first.name} seen {'before' if before else 'after'} the {second.name}",)
+    return _turn(generator, "order", wordings, "yes" if (earlier is first) == before else "no")
 
 
 def _ask_moment(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:

@@ -12,7 +12,7 @@ column ``i`` is at ``i + 0.5``.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,11 +41,9 @@ class SceneOptions:
     side: int = 64  # pixels, width and height
     frames: int = 1  # 1: an image; more: a clip
     fps: float = 8.0  # frames per second of a clip
-    objects: tuple[int, int] = (2, 4)  # fewest and most, both possible
-    radius: tuple[float, float] = (0.12, 0.22)
-    distractor_share: float = (
-        0.6  # chance that a further object has the first one's colour or shape
-    )
+    objects: tuple[int, int] = (2, 3)  # fewest and most, both possible
+    radius: tuple[float, float] = (0.14, 0.24)
+    distractor_share: float = 0.3  # chance that a further object has the first one's colour or shape
     interval_frames: tuple[int, int] = (2, 5)  # fewest and most visible frames in a clip
     speed: tuple[float, float] = (0.03, 0.06)  # per frame, of what moves
     min_visible: float = 0.6  # least share of an object's area that others leave visible
@@ -190,18 +188,16 @@ def outline_mask(thing: SceneObject, frame: int, side: int) -> Mask:
     across = ((places - centre_x) / thing.radius_px)[None, :]  # [1, side], 1 is one radius
     along = ((places - centre_y) / thing.radius_px)[:, None]  # [side, 1]
     wide, high = np.abs(across), np.abs(along)
-    if thing.shape == "square":
-        return np.maximum(wide, high) <= 0.85
-    if thing.shape == "triangle":
-        return (along <= 0.8) & (wide <= (along + 1) / 1.8)
-    if thing.shape == "cross":
-        return np.where(wide <= 0.36, high <= 1, (high <= 0.36) & (wide <= 1))
-    if thing.shape == "diamond":
-        return wide + high <= 1.05
     distance = across**2 + along**2
-    if thing.shape == "ring":
-        return (distance <= 1) & (distance >= 0.55**2)
-    return distance <= 1
+    outline: dict[str, Callable[[], Mask]] = {
+        "square": lambda: np.maximum(wide, high) <= 0.85,
+        "triangle": lambda: (along <= 0.8) & (wide <= (along + 1) / 1.8),
+        "cross": lambda: np.where(wide <= 0.36, high <= 1, (high <= 0.36) & (wide <= 1)),
+        "diamond": lambda: wide + high <= 1.05,
+        "ring": lambda: (distance <= 1) & (distance >= 0.55**2),
+        "circle": lambda: distance <= 1,
+    }
+    return outline[thing.shape]()
 
 
 def mask_box(mask: Mask) -> tuple[int, int, int, int] | None:

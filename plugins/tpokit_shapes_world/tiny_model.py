@@ -2,11 +2,7 @@
 
 The folder holds configuration, tokenizer, processor and chat template of transformers' own
 ``LlavaOnevisionForConditionalGeneration``, so ``AutoProcessor.from_pretrained`` works offline. It
-holds no weights: they start from a seed (:func:`random_tiny`) or come from a training run.
-
-The start values differ from the library's, whose sizes are made for large widths. With those, a
-model of width 128 drowns the position of a patch in its content and a word in the output of the
-first layer, and learns colours but neither shapes nor places. See :func:`set_start_values`.
+holds no weights: ``examples/shapes_world_base.yaml`` trains them from random ones.
 """
 
 from __future__ import annotations
@@ -28,10 +24,8 @@ from tpokit_shapes_world.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from transformers import (
         LlavaOnevisionConfig,
-        LlavaOnevisionForConditionalGeneration,
         LlavaOnevisionProcessor,
         PreTrainedTokenizerFast,
     )
@@ -177,63 +171,3 @@ def tiny_processor(shape: TinyShape) -> LlavaOnevisionProcessor:
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
     )
-
-
-def random_tiny(
-    folder: str | os.PathLike[str], seed: int = 0
-) -> LlavaOnevisionForConditionalGeneration:
-    """A model with random weights from the configuration in ``folder``, float32.
-
-    The same seed gives the same weights; the state of torch's global generator is left as it was.
-    """
-    import torch
-    from transformers import AutoConfig, LlavaOnevisionForConditionalGeneration
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlavaOnevisionForConditionalGeneration(AutoConfig.from_pretrained(folder))
-        set_start_values(model)
-    return model
-
-
-def set_start_values(model: LlavaOnevisionForConditionalGeneration) -> None:
-    """Rescale the random weights of a tiny model in place; call it once, before training.
-
-    - The word table is drawn anew with standard deviation 1 (from torch's global generator), so
-      that a word weighs as much as what the layers add to it.
-    - What a layer adds is scaled by 1/sqrt(2 * layers), as in GPT-2.
-    - The position table of the vision tower becomes a two-dimensional sine code as large as the
-      content of the patches: the LLM knows where a visual token is from the first step.
-    """
-    import torch
-
-    tower, llm = model.model.vision_tower, model.model.language_model
-    position = tower.embeddings.position_embedding.weight
-    added = [
-        (layer.self_attn.out_proj, layer.mlp.fc2, len(tower.encoder.layers))
-        for layer in tower.encoder.layers
-    ] + [(layer.self_attn.o_proj, layer.mlp.down_proj, len(llm.layers)) for layer in llm.layers]
-    with torch.no_grad():
-        llm.embed_tokens.weight.normal_()
-        for attention, inner, layers in added:
-            attention.weight.mul_((2 * layers) ** -0.5)
-            inner.weight.mul_((2 * layers) ** -0.5)
-        position.copy_(sine_code(round(position.shape[0] ** 0.5), position.shape[1]))
-
-
-def sine_code(side: int, width: int) -> torch.Tensor:
-    """Sines and cosines of column and row for a grid of patches, ``[side * side, width]``.
-
-    A quarter of the width each for sine and cosine of each axis, from half a wave to ``side / 2``
-    waves along the side; rows of the result go from left to right, then down.
-    """
-    import math
-
-    import torch
-
-    waves = 2 ** torch.linspace(-1, math.log2(side) - 1, width // 4)
-    angle = (torch.arange(side) + 0.5)[:, None] / side * waves * 2 * math.pi
-    axis = torch.cat([angle.sin(), angle.cos()], 1)  # [side, width / 2]
-    columns = axis[None, :].expand(side, side, -1)
-    rows = axis[:, None].expand(side, side, -1)
-    return torch.cat([columns, rows], -1).reshape(side * side, width)

@@ -107,7 +107,7 @@ def training_arguments(
     cpu = not torch.cuda.is_available()
     zero = run.engine in ZERO_STAGES
     if cpu:
-        # Accelerate imports DeepSpeed wherever it is installed; it would search for devices, and warn.
+        # Accelerate imports DeepSpeed where it is installed; it would look for devices and warn.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if zero and cpu:
         _leave_out_compiled_communication()

@@ -37,6 +37,7 @@ from tpokit.training.ranks import Ranks
 from tpokit.training.resume import StageCheckpoints
 from tpokit.types import Batch, Example
 
+_SEEING = ("vision", "connector")
 _TRAINED = "trained.safetensors"
 _STATE = "trainer_state.json"
 _SCHEDULER = "scheduler.pt"
@@ -83,7 +84,10 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
             {LANGUAGE, ASSIGN}
             | {f"{task}.{term}" for task in model.trained_tasks for term in model.head(task).terms}
         )
-        model.alike = self._ranks.world > 1
+        # Without media the tower and connector must have a gradient of zero, not none: ranks would
+        # disagree, and one process would skip their weight decay where two would not.
+        seeing = any(stage.train.get(part, "frozen") != "frozen" for part in _SEEING)
+        model.alike = self._ranks.world > 1 or seeing
         processor, heads = (
             model.backbone.processor,
             {task: model.head(task) for task in model.heads},

@@ -1,7 +1,8 @@
 """Script: one plain gradient step with each of several engines, started by torchrun or alone.
 
-``one_step.py FOLDER ENGINE...`` writes ``FOLDER/<engine>-<processes>.safetensors``, the change of every trained
-weight. Rank 0 has the samples with calls, rank 1 conversation only.
+``one_step.py FOLDER ENGINE...`` writes ``FOLDER/<engine>-<processes>.safetensors``, the gradient of
+every trained weight. Rank 0 has the samples with calls, rank 1 conversation only. With ``zero3``
+the recipe in ``FOLDER/whole`` is trained, too.
 """
 
 import sys
@@ -21,8 +22,10 @@ from tpokit.parts import set_modes
 from tpokit.training.arguments import ZERO_STAGES, Split, forget_engine, gather, training_arguments
 from tpokit.training.ranks import Ranks
 from tpokit.training.resume import StageCheckpoints
+from tpokit.training.stages import train
 from tpokit.training.trainer import TpoTrainer
 
+RATE = 1000.0
 ORDER = ("point", "seen", "talk", "talk", "given", "mass", "talk", "talk")
 
 
@@ -32,9 +35,7 @@ class OneStep(Dataset):
     def __init__(self, model, folder):
         heads = {task: model.head(task) for task in model.heads}
         self.encoder = Encoder(model.backbone.processor, heads, model.tokens, 100)
-        self.source = Lines(
-            LineOptions(kinds=ORDER, image="picture.png", count=len(ORDER)), folder
-        )
+        self.source = Lines(LineOptions(kinds=ORDER, image="picture.png", count=len(ORDER)), folder)
 
     def __len__(self):
         return len(ORDER)
@@ -44,10 +45,10 @@ class OneStep(Dataset):
 
 
 class PlainStep(TpoTrainer):
-    """The change of a weight is its gradient."""
+    """A weight changes by its gradient, times a rate so large that rounding does not matter."""
 
     def make_optimizer(self, groups):
-        return torch.optim.SGD(groups, lr=1.0)
+        return torch.optim.SGD(groups, lr=RATE)
 
 
 def change(folder, engine, device_batch=2):
@@ -75,7 +76,7 @@ def change(folder, engine, device_batch=2):
     after = trained_state(trained_tensors(model), gather if zero else None)
     trainer.release()
     forget_engine()
-    return {name: before[name] - after[name] for name in after if name != "heads.mass.offset"}
+    return {n: (before[n] - after[n]) / RATE for n in after if n != "heads.mass.offset"}
 
 
 if __name__ == "__main__":
@@ -86,3 +87,5 @@ if __name__ == "__main__":
         found = change(place, name)
         if Ranks.here().first:
             save_file(found, place / f"{name}-{Ranks.here().world}.safetensors")
+        if name == "zero3":
+            train(*read_recipe(place / "whole" / "recipe.yaml", "run.engine=zero3"))

@@ -1,4 +1,4 @@
-"""A backbone, two heads and two data sources of a few hundred parameters, through the public contracts.
+"""A backbone, two heads and a data source through the public contracts, a few thousand parameters.
 
 Named by path in a registry file, as a stranger's plugin would be.
 """
@@ -67,7 +67,8 @@ class TinyProcessor(tpokit.Processor):
 class Layer(nn.Module):
     def __init__(self, width, dropout):
         super().__init__()
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.query, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)  # a bias would have no gradient at all
         self.inner = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
@@ -212,7 +213,7 @@ class PointHead(tpokit.TaskHead):
 
 
 class MassHead(tpokit.TaskHead):
-    """One number; as large as the other head's first layer, so that mixed-up gradients would fit."""
+    """One number; as large as the other head, so that mixed-up gradients would fit."""
 
     task = "mass"
     tokens = TaskTokens("<mass_begin>", ("<mass_slot>",))

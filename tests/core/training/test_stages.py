@@ -1,0 +1,233 @@
+"""Whole runs: their folder, their log, what is refused, and going on after a kill."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.core.training.small_runs import SPEED, python, read_recipe, stage, write_recipe
+from tpokit import CheckpointError, TrainingError, UsageError, load_model
+from tpokit.training.callbacks import read_rows
+from tpokit.training.stages import train
+
+KILLED = __file__.replace("test_stages", "killed_run")
+
+
+def short(folder, **changes):
+    stages = [
+        stage("assign", {"llm": "lora", "bridge": "full"}, steps=2),
+        stage("heads", {"bridge": "full", "point": "full", "mass": "full"}, steps=2),
+    ]
+    return write_recipe(folder, **{"stages": stages, **changes})
+
+
+def weights(folder):
+    return {
+        f"{file.parent.name}/{file.name}/{name}": tensor
+        for file in sorted(folder.glob("*/*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def rows(folder):
+    return [{k: v for k, v in row.items() if k != SPEED} for row in read_rows(folder / "log.jsonl")]
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    recipe, plugins = read_recipe(short(tmp_path_factory.mktemp("finished")))
+    return train(recipe, plugins), recipe, plugins
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path, workers):
+    heads = {"llm": "lora", "bridge": "full", "point": "full", "mass": "full"}
+    stages = [stage("assign", {"llm": "lora"}, steps=3), stage("heads", heads)]
+    run = {"save_every": 2, "log_every": 3, "workers": workers}
+    path = write_recipe(tmp_path, stages=stages, run=run)
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    train(*read_recipe(path, f"output={unbroken}"))
+    killed = python(KILLED, path, f"output={broken}")
+    assert killed.returncode == -9, killed.stderr[-3000:]
+    checkpoints = broken / "heads.checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["step-2", "step-4"]
+    (checkpoints / ".step-5.partial").mkdir()  # as if it had died while writing
+    (checkpoints / "step-9").mkdir()  # without its marker
+    train(*read_recipe(path, f"output={broken}"), resume=True)
+    assert not checkpoints.exists()
+    expected = weights(unbroken)
+    found = weights(broken)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert rows(broken) == rows(unbroken)
+    assert [row["step"] for row in rows(broken)] == [1, 3, 1, 3, 6]
+
+
+def test_one_stage_after_the_other_is_the_same_as_the_whole_run(tmp_path, finished):
+    recipe, plugins = read_recipe(short(tmp_path))
+    train(recipe, plugins, stage="assign")
+    with pytest.raises(UsageError, match="already holds this stage"):
+        train(recipe, plugins, stage="assign")
+    train(recipe, plugins, stage="heads")
+    expected = weights(finished[0])
+    assert all(
+        torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "run").items()
+    )
+
+
+def test_a_run_leaves_a_model_a_log_and_curves(finished, tmp_path):
+    folder, _, plugins = finished
+    assert json.loads((folder / "run.json").read_text())["done"] == ["assign", "heads"]
+    assert {"assign", "heads", "log.jsonl", "loss.png", "recipe.yaml", "run.json"} == {
+        path.name for path in folder.iterdir()
+    }
+    last = rows(folder)[-1]
+    assert {"loss", "language", "assign", "point.error", "point.square", "grad_norm"} <= set(last)
+    assert {"learning_rate.bridge", "learning_rate.point", "learning_rate.mass"} <= set(last)
+    assert last["stage"] == "heads"
+    model = load_model(folder, plugins)
+    saved = load_file(folder / "heads" / "point.safetensors")
+    assert torch.equal(model.head("point").inner.weight, saved["heads.point.inner.weight"])
+
+
+def test_the_loss_of_a_line_is_the_weighted_sum_of_its_terms(finished):
+    folder, recipe, _ = finished
+    first = rows(folder)[0]  # a line of one step
+    weighted = recipe.loss_weights("assign")
+    total = sum(weighted[name] * first[name] for name in ("language", "assign"))
+    assert first["loss"] == pytest.approx(total, rel=1e-6)
+
+
+def test_a_stage_without_a_stage_before_says_what_to_train_first(tmp_path):
+    with pytest.raises(UsageError, match=r"'heads' starts from stage 'assign'.*--stage assign"):
+        train(*read_recipe(short(tmp_path)), stage="heads")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_there_is_never_lost_by_accident(finished):
+    folder, recipe, plugins = finished
+    before = files(folder)
+    with pytest.raises(UsageError, match=r"--resume.*--overwrite.*--set output=FOLDER"):
+        train(recipe, plugins)
+    assert files(folder) == before
+
+
+def test_a_folder_with_something_else_in_it_is_never_written_into(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    for flags in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(UsageError, match=r"not empty \(thesis.tex\)"):
+            train(*read_recipe(short(tmp_path)), **flags)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_resuming_with_another_recipe_lists_what_differs_and_touches_nothing(finished):
+    folder, _, _ = finished
+    before = files(folder)
+    other = read_recipe(folder.parent / "recipe.yaml", "stages[1].learning_rate=0.5", "seed=4")
+    with pytest.raises(UsageError, match="another recipe, nothing was changed") as told:
+        train(*other, resume=True)
+    assert "seed: 3 -> 4" in str(told.value)
+    assert "stages[1].learning_rate: 0.01 -> 0.5" in str(told.value)
+    assert files(folder) == before
+
+
+def test_resuming_where_nothing_was_started_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"no run in .* to go on with; leave out --resume"):
+        train(*read_recipe(short(tmp_path)), resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_overwriting_starts_again(tmp_path):
+    recipe, plugins = read_recipe(short(tmp_path))
+    train(recipe, plugins)
+    first = weights(tmp_path / "run")
+    other, _ = read_recipe(tmp_path / "recipe.yaml", "seed=9")
+    train(other, plugins, overwrite=True)
+    second = weights(tmp_path / "run")
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert len(rows(tmp_path / "run")) == 4
+
+
+def test_a_loss_that_is_not_finite_names_term_and_samples_and_saves_nothing(tmp_path):
+    path = short(
+        tmp_path,
+        heads={
+            "point": {"plugin": "point", "options": {"poison": 0.55}},
+            "mass": {"plugin": "mass"},
+        },
+        run={"save_every": 1},
+    )
+    recipe, plugins = read_recipe(path, "stages[1].steps=40")
+    with pytest.raises(TrainingError, match=r"stage heads, step .*point.error = nan") as told:
+        train(recipe, plugins)
+    assert "samples: mixed/" in str(told.value)
+    assert not (tmp_path / "run" / "heads").exists()
+    assert (tmp_path / "run" / "assign" / "model.json").is_file()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_wrong_sample_is_named_in_one_line_whoever_reads_it(tmp_path, workers):
+    from tpokit import DataError
+
+    path = short(tmp_path, run={"workers": workers, "max_length": 6})
+    with pytest.raises(DataError) as told:
+        train(*read_recipe(path))
+    assert str(told.value).startswith("mixed/")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("place", ["optimizer.pt", "heads.safetensors"])
+def test_a_full_disk_names_the_newest_whole_checkpoint_and_leaves_it(tmp_path, monkeypatch, place):
+    """The kernel refuses the write, as on a full disk."""
+    import errno
+
+    from tpokit.checkpoints import store
+    from tpokit.training import trainer
+
+    recipe, plugins = read_recipe(short(tmp_path, run={"save_every": 1}), "stages[1].steps=4")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    whole_save, whole_fill = trainer.torch.save, store.fill_model
+
+    def save(value, path, *rest, **more):
+        if "step-3" in str(path):
+            raise full
+        whole_save(value, path, *rest, **more)
+
+    def fill(model, folder, *rest):
+        whole_fill(model, folder, *rest)
+        if folder.name == ".heads.partial":
+            raise full
+
+    if place == "optimizer.pt":
+        monkeypatch.setattr(trainer.torch, "save", save)
+    else:
+        monkeypatch.setattr(store, "fill_model", fill)
+    newest = "step-2" if place == "optimizer.pt" else "step-3"
+    with pytest.raises(
+        CheckpointError, match=f"No space left on device; .*{newest}, go on"
+    ) as told:
+        train(recipe, plugins)
+    assert "cannot save" in str(told.value)
+    left = sorted(path.name for path in (tmp_path / "run" / "heads.checkpoints").iterdir())
+    assert left == ["step-1", "step-2"] if newest == "step-2" else ["step-2", "step-3"]
+    assert not [path for path in (tmp_path / "run").rglob("*.partial")]
+    monkeypatch.undo()
+    train(recipe, plugins, resume=True)
+    assert load_model(tmp_path / "run", plugins)
+
+
+def test_a_checkpoint_of_other_processes_is_refused(tmp_path):
+    from tpokit.training.ranks import Ranks
+    from tpokit.training.resume import StageCheckpoints
+
+    two = StageCheckpoints(tmp_path, "heads", Ranks(0, 1, False))
+    with two.writing(4) as folder:
+        (folder / "something").write_text("x")
+    with pytest.raises(UsageError, match="written by 1 processes, this run has 2"):
+        StageCheckpoints(tmp_path, "heads", Ranks(0, 2, True)).newest()
