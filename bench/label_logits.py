@@ -1,13 +1,13 @@
 """What it saves to compute logits at labels only, at a large vocabulary.
 
-    python bench/label_logits.py [--quick] [--full] [--vocabulary 152000] [--labelled 0.2] [--threads 1]
+    python bench/label_logits.py [--quick] [--full] [--vocabulary 152000] [--labelled 0.2]
 
 A step (forward, backward) of the composed model, which asks for logits where a label is, against
 the transformers model inside it, which computes all of them; each in a process of its own, so that
 the peak of its memory is its own. Goals: at least 1.3 times faster, at most half the memory, equal
 loss and gradients. LoRA of the language model is trained over a frozen base, as the stages do; with
-``--full`` everything is, and then the peak of both sides is where the two gradients of the tied word
-table meet, long after the logits are gone. There is no head, as a trigger's logit would be one more.
+``--full`` everything is, and then both sides peak where the two gradients of the tied word table
+meet, long after the logits are gone. There is no head: a trigger's logit would be one more.
 """
 
 from __future__ import annotations

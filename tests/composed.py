@@ -4,6 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from tpokit import Sample, TokenTable, TpoModel, Turn
+from tpokit.data.collate import Collator
+from tpokit.data.conversation import Encoder
 from tpokit_llava_onevision.backbone import LlavaOnevisionBackbone
 from tpokit_llava_onevision.options import LlavaOnevisionOptions
 from tpokit_region.head import RegionHead
@@ -11,10 +15,6 @@ from tpokit_region.options import RegionOptions
 from tpokit_shapes_world.options import ShapesWorldOptions
 from tpokit_shapes_world.source import ShapesWorld
 from tpokit_shapes_world.tiny_model import TinyShape, write_tiny
-
-from tpokit import Sample, TokenTable, TpoModel, Turn
-from tpokit.data.collate import Collator
-from tpokit.data.conversation import Encoder
 
 SMALL = TinyShape(vision_width=32, vision_layers=2, vision_inner=48, width=48, layers=2, inner=64)
 

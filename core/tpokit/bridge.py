@@ -37,7 +37,7 @@ class InputRows(nn.Module):
         rows a gradient of 0.
         """
         return embeds.index_put(
-            (where.rows, where.positions), self.weight[where.index].to(embeds.dtype)
+            (where.rows, where.positions), self.weight[where.which].to(embeds.dtype)
         )
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from tpokit.errors import DataError
-from tpokit.options import NoOptions, Options
+from tpokit.options import NoOptions
+from tpokit.options import Options as AnyOptions
 from tpokit.tokens import TaskTokens
 from tpokit.types import Batch, LossTerm, MediaInfo, MediaNeed, Sample, View
 
@@ -45,9 +46,9 @@ class TaskHead(nn.Module, ABC):
     task: ClassVar[str]
     tokens: TaskTokens
     terms: ClassVar[tuple[str, ...]]
-    Options: ClassVar[type[Options]] = NoOptions
+    Options: ClassVar[type[AnyOptions]] = NoOptions
 
-    def __init__(self, options: Options, width: int) -> None:
+    def __init__(self, options: AnyOptions, width: int) -> None:
         """Build the network.
 
         Args:
@@ -138,13 +139,13 @@ class TaskHead(nn.Module, ABC):
             given token.
         """
         parameter = next(self.parameters(), None)
-        like = {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
+        like = torch.zeros(()) if parameter is None else parameter
         inputs: dict[str, Any] = {
-            "slots": torch.zeros(1, len(self.tokens.slots), self.width, **like),
+            "slots": like.new_zeros(1, len(self.tokens.slots), self.width),
             "views": (),
         }
         if self.tokens.given is not None:
-            inputs["given"] = torch.zeros(1, 4, **like)
+            inputs["given"] = like.new_zeros(1, 4)
         return inputs
 
     # ---- results ----
@@ -221,7 +222,7 @@ class Backbone(nn.Module, ABC):
         rows: Rows of its input embedding (and of its logits).
     """
 
-    Options: ClassVar[type[Options]] = NoOptions
+    Options: ClassVar[type[AnyOptions]] = NoOptions
 
     processor: Processor
     width: int
@@ -229,7 +230,7 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, options: Options, folder: Path) -> Backbone:
+    def build(cls, options: AnyOptions, folder: Path) -> Backbone:
         """Load or make the model that the options name.
 
         Args:
@@ -312,10 +313,10 @@ class DataSource(ABC):
     never.
     """
 
-    Options: ClassVar[type[Options]] = NoOptions
+    Options: ClassVar[type[AnyOptions]] = NoOptions
 
     @abstractmethod
-    def __init__(self, options: Options, folder: Path) -> None:
+    def __init__(self, options: AnyOptions, folder: Path) -> None:
         """Open the annotations.
 
         Args:
@@ -401,7 +402,6 @@ __all__ = [
     "DataSource",
     "Drawing",
     "Metric",
-    "Options",
     "Processor",
     "TaskHead",
 ]

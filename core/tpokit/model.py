@@ -36,7 +36,7 @@ class TpoModel(nn.Module):
     def __init__(
         self, backbone: Backbone, heads: Mapping[str, TaskHead], tokens: TokenTable
     ) -> None:
-        """Put the pieces together; fresh bridge rows are as large as the backbone's own embeddings."""
+        """Put the pieces together; fresh bridge rows are as large as the backbone's embeddings."""
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict({task: heads[task] for task in sorted(heads)})

@@ -1,4 +1,4 @@
-"""Base of all options models; a module of its own because checking a recipe must not import torch."""
+"""Base of all options models; apart from the contracts, because checking imports no torch."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def part_of_parameters(model: TpoModel) -> dict[str, str]:
             for parameter in [member] if isinstance(member, nn.Parameter) else member.parameters():
                 if owner.setdefault(id(parameter), part) != part:
                     raise TpokitError(
-                        f"a parameter of the backbone is in two parts: {owner[id(parameter)]} and {part}"
+                        f"a parameter is in two parts: {owner[id(parameter)]} and {part}"
                     )
     names = {name: owner.get(id(parameter)) for name, parameter in model.named_parameters()}
     lost = [name for name, part in names.items() if part is None]

@@ -173,7 +173,8 @@ class TokenTable:
                 )
                 if name != mark(task):
                     raise UsageError(
-                        f"{where}: the text holds the task token {name!r}; write {mark(task)} instead"
+                        f"{where}: the text holds the task token {name!r}; "
+                        f"write {mark(task)} instead"
                     )
         for task, tokens in self.tasks.items():
             if mark(task) not in text:
@@ -184,7 +185,8 @@ class TokenTable:
                 text = text.replace(mark(task), tokens.given)
             else:
                 raise UsageError(
-                    f"{where}: {mark(task)} stands in a question, but task {task!r} takes nothing given"
+                    f"{where}: {mark(task)} stands in a question, "
+                    f"but task {task!r} takes nothing given"
                 )
         return text
 

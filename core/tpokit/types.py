@@ -189,13 +189,13 @@ class SlotIndex(NamedTuple):
 
 
 class TokenIndex(NamedTuple):
-    """Where triggers and slots stand in a batch: ``rows [t]``, ``positions [t]``, ``index [t]``
+    """Where triggers and slots stand in a batch: ``rows [t]``, ``positions [t]``, ``which [t]``
     into the bridge's rows.
     """
 
     rows: Tensor
     positions: Tensor
-    index: Tensor
+    which: Tensor
 
 
 class LabelIndex(NamedTuple):
@@ -302,7 +302,7 @@ class LossTerm(NamedTuple):
     """
 
     sum: Tensor
-    count: float
+    count: float  # type: ignore[assignment] # hides tuple.count, which nobody needs here
 
 
 # ---- results

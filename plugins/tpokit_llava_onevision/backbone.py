@@ -28,6 +28,23 @@ from tpokit_llava_onevision.options import LlavaOnevisionOptions
 from tpokit_llava_onevision.processor import OnevisionProcessor, load_library
 
 
+class NewlineVector(nn.Module):
+    """The vector at the end of a row of image features, as a module of its own.
+
+    In transformers it is a bare parameter of a module whose ``forward`` is not used here, and
+    ZeRO-3 gathers a parameter only around a call of its module.
+    """
+
+    def __init__(self, vector: nn.Parameter) -> None:
+        """Share the parameter ``[d]`` of the model."""
+        super().__init__()
+        self.weight = vector
+
+    def forward(self) -> Tensor:
+        """The vector ``[d]``; a copy, as ZeRO-3 takes the parameter away again."""
+        return self.weight.clone()
+
+
 class LlavaOnevisionBackbone(tpokit.Backbone):
     """Any checkpoint of the class, from a folder, a package or the hub.
 
@@ -54,6 +71,7 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
         """
         super().__init__()
         self.model = model
+        self.newline = NewlineVector(model.model.image_newline)
         self.processor = processor
         self.width = int(model.config.text_config.hidden_size)
         self.rows = int(model.config.text_config.vocab_size)
@@ -190,6 +208,7 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
         """Features of all images ``[tokens, d]`` and of all videos ``[tokens, d]`` of a batch."""
         inner = self.model.model
         features = self._tile_features(media["pixels"])
+        newline = self.newline()
         nothing = features.new_empty(0, self.width)
         tiles = sum(media["image_tiles"])
         images, videos = nothing, nothing
@@ -197,17 +216,16 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
             packed, _ = inner.pack_image_features(
                 torch.split(features[:tiles], media["image_tiles"]),
                 media["image_sizes"],
-                image_newline=inner.image_newline,
+                image_newline=newline,
                 vision_aspect_ratio=self.model.config.vision_aspect_ratio,
             )
             images = torch.cat(packed)
         if media["video_frames"]:
             pooled = inner.apply_pooling(features[tiles:])
-            newline = inner.image_newline[None].to(pooled)
             pieces = [
                 piece
                 for clip in torch.split(pooled, media["video_frames"])
-                for piece in (clip.flatten(0, 1), newline)
+                for piece in (clip.flatten(0, 1), newline[None].to(pooled))
             ]
             videos = torch.cat(pieces)
         return images, videos
@@ -238,9 +256,10 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
     def _idle_vision(self) -> Tensor:
         """Zero, by way of every parameter that media would use."""
         side = self.model.config.vision_config.image_size
-        newline: Tensor = self.model.model.image_newline
-        features = self._tile_features(newline.new_zeros(1, 3, side, side))
-        return 0.0 * (features[0, 0].sum() + newline.sum())
+        pixels = torch.zeros(1, 3, side, side, dtype=self.model.dtype, device=self.model.device)
+        features = self._tile_features(pixels)
+        nothing: Tensor = 0.0 * (features[0, 0].sum() + self.newline().sum())
+        return nothing
 
     def _compare_counts(self, batch: tpokit.Batch, images: int, videos: int) -> None:
         """Compare features with what the processor promised, and with the placeholders in the ids.

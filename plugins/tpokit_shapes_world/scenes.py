@@ -43,7 +43,7 @@ class SceneOptions:
     fps: float = 8.0  # frames per second of a clip
     objects: tuple[int, int] = (2, 3)  # fewest and most, both possible
     radius: tuple[float, float] = (0.14, 0.24)
-    distractor_share: float = 0.3  # chance that a further object has the first one's colour or shape
+    distractor_share: float = 0.3  # chance that a further object resembles the first
     interval_frames: tuple[int, int] = (2, 5)  # fewest and most visible frames in a clip
     speed: tuple[float, float] = (0.03, 0.06)  # per frame, of what moves
     min_visible: float = 0.6  # least share of an object's area that others leave visible

@@ -9,10 +9,10 @@ from tpokit import LossTerm, TrainingError
 from tpokit.losses import CombinedLoss, explain_non_finite, language_terms
 
 
-@given(
-    st.integers(1, 12), st.integers(2, 20), st.integers(0, 3), st.integers(0, 1000)
-)
-def test_it_equals_a_cross_entropy_over_joined_logits_with_its_gradients(positions, rows, triggers, seed):
+@given(st.integers(1, 12), st.integers(2, 20), st.integers(0, 3), st.integers(0, 1000))
+def test_it_equals_a_cross_entropy_over_joined_logits_with_its_gradients(
+    positions, rows, triggers, seed
+):
     torch.manual_seed(seed)
     words = torch.randn(positions, rows, dtype=torch.float64, requires_grad=True)
     calls = torch.randn(positions, triggers, dtype=torch.float64, requires_grad=True)
@@ -24,8 +24,12 @@ def test_it_equals_a_cross_entropy_over_joined_logits_with_its_gradients(positio
     found = words.grad.clone(), calls.grad.clone()
     words.grad = calls.grad = None
     plain = torch.nn.functional.cross_entropy(torch.cat([words, calls], 1), ids, reduction="none")
-    assert terms["language"].sum.item() == pytest.approx(plain[~called].sum().item(), rel=1e-5, abs=1e-5)
-    assert terms["assign"].sum.item() == pytest.approx(plain[called].sum().item(), rel=1e-5, abs=1e-5)
+    assert terms["language"].sum.item() == pytest.approx(
+        plain[~called].sum().item(), rel=1e-5, abs=1e-5
+    )
+    assert terms["assign"].sum.item() == pytest.approx(
+        plain[called].sum().item(), rel=1e-5, abs=1e-5
+    )
     (plain * torch.where(called, 3.0, 2.0)).sum().backward()
     assert torch.allclose(found[0], words.grad, atol=1e-6)
     assert torch.allclose(found[1], calls.grad, atol=1e-6)
@@ -33,7 +37,9 @@ def test_it_equals_a_cross_entropy_over_joined_logits_with_its_gradients(positio
 
 def test_no_label_at_all_costs_nothing_and_keeps_the_graph():
     words = torch.zeros(0, 5, requires_grad=True)
-    terms = language_terms(words, torch.zeros(0, 2, requires_grad=True), torch.zeros(0, dtype=torch.long), {})
+    terms = language_terms(
+        words, torch.zeros(0, 2, requires_grad=True), torch.zeros(0, dtype=torch.long), {}
+    )
     total = terms["language"].sum + terms["assign"].sum
     assert total.item() == 0
     total.backward()
@@ -61,6 +67,9 @@ def test_a_step_without_any_term_is_an_error():
 
 
 def test_the_message_of_a_loss_that_is_not_finite_names_terms_and_samples():
-    terms = {"language": LossTerm(torch.tensor(1.0), 1.0), "a.x": LossTerm(torch.tensor(float("nan")), 1.0)}
+    terms = {
+        "language": LossTerm(torch.tensor(1.0), 1.0),
+        "a.x": LossTerm(torch.tensor(float("nan")), 1.0),
+    }
     text = explain_non_finite(terms, ("chat/3", "boxes/9"))
     assert text == "loss is not finite: a.x = nan; samples: chat/3, boxes/9"

@@ -12,7 +12,9 @@ POINT = TaskTokens("<point_begin>", ("<point_x>", "<point_y>"))
 
 
 def tokenizer():
-    words = {word: index for index, word in enumerate(["<unk>", "<pad>", "it", "is", "here", "and"])}
+    words = {
+        word: index for index, word in enumerate(["<unk>", "<pad>", "it", "is", "here", "and"])
+    }
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", pad_token="<pad>")
@@ -50,7 +52,9 @@ def test_tokenizer_ids_inside_spare_rows_are_translated():
 
 def test_decoding_shows_calls_as_marks_and_hides_slots():
     tokens, words = table()
-    assert tokens.decode([2, 3, 4, 65, 68, 5, 64, 66, 67], words) == "it is here <region> and <point>"
+    assert (
+        tokens.decode([2, 3, 4, 65, 68, 5, 64, 66, 67], words) == "it is here <region> and <point>"
+    )
 
 
 def test_marks_become_trigger_and_slots_in_answers_and_the_given_token_in_questions():
@@ -63,7 +67,9 @@ def test_marks_become_trigger_and_slots_in_answers_and_the_given_token_in_questi
 
 def test_a_task_token_in_a_text_is_refused_with_the_mark_to_write():
     tokens, _ = table()
-    with pytest.raises(UsageError, match=r"a/7: the text holds the task token '<box_begin>'; write <region>"):
+    with pytest.raises(
+        UsageError, match=r"a/7: the text holds the task token '<box_begin>'; write <region>"
+    ):
         tokens.spell_out("it is <box_begin>", "assistant", "a/7")
 
 
@@ -91,7 +97,11 @@ def test_a_word_of_the_vocabulary_cannot_be_a_task_token():
 
 @pytest.mark.parametrize(
     ("trigger", "slots", "message"),
-    [("<a>", (), "at least one slot"), ("<a>", ("<a>",), "must all differ"), ("a b", ("<c>",), "must look like")],
+    [
+        ("<a>", (), "at least one slot"),
+        ("<a>", ("<a>",), "must all differ"),
+        ("a b", ("<c>",), "must look like"),
+    ],
 )
 def test_malformed_tokens_are_refused(trigger, slots, message):
     with pytest.raises(PluginError, match=message):

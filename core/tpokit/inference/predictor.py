@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tpokit.checkpoints.store import load_model
+from tpokit.checkpoints.store import load_model, saved_recipe
 from tpokit.data.collate import Collator
 from tpokit.data.conversation import Encoder
 from tpokit.data.media import read_media
@@ -32,14 +32,18 @@ class Predictor:
         model: In evaluation mode, on the device that was asked for.
     """
 
-    def __init__(self, model: TpoModel, max_length: int | None = None) -> None:
+    def __init__(
+        self, model: TpoModel, max_length: int | None = None, plugins: Plugins | None = None
+    ) -> None:
         """Get ready.
 
         Args:
             model: Trained or not; is put into evaluation mode.
             max_length: Longest prompt, in tokens; default: what the backbone can.
+            plugins: Where drawings are looked up; default: what is installed.
         """
         self.model = model.eval()
+        self._plugins = plugins
         processor = model.backbone.processor
         heads = {task: model.head(task) for task in model.heads}
         limit = max_length or processor.max_length
@@ -135,7 +139,7 @@ class Predictor:
         """
         if not media:
             raise UsageError("nothing to draw on: the question had no image or video")
-        draw_answer(answer, Path(media[0])).save(out, format="PNG")
+        draw_answer(answer, Path(media[0]), self._plugins).save(out, format="PNG")
 
 
 def load(folder: Path | str, device: str | None = None) -> Predictor:
@@ -145,9 +149,11 @@ def load(folder: Path | str, device: str | None = None) -> Predictor:
         folder: What ``tpokit train`` or ``tpokit weights merge`` wrote.
         device: Such as ``cuda`` or ``cpu``; default: a GPU if there is one.
     """
-    model = load_model(Path(folder))
+    recipe = saved_recipe(Path(folder))
+    plugins = Plugins.load(recipe.registry_path)
+    model = load_model(Path(folder), plugins)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Predictor(model.to(chosen))
+    return Predictor(model.to(chosen), recipe.run.max_length, plugins)
 
 
 def media_of(path: Path | str) -> Media:

@@ -1,8 +1,8 @@
 """From samples to ids, labels and slot positions."""
 
 import pytest
-from tests.core.data.fakes import ROWS, PointHead, SeeingHead, WordProcessor, write_image
 
+from tests.core.data.fakes import ROWS, PointHead, SeeingHead, WordProcessor, write_image
 from tpokit import DataError, Media, NoOptions, Sample, TokenTable, Turn
 from tpokit.data.collate import Collator
 from tpokit.data.conversation import Encoder
@@ -40,14 +40,15 @@ def talk(*texts, **fields):
 def test_answers_and_their_ends_are_learnt_and_nothing_else(encoder):
     example = encoder.encode(talk("where is it", "it is here", "and the ring", "no"), "data")
     assert words(encoder, example.ids) == (
-        "<user> where is it <answer> it is here <end> <user> and the ring <answer> no <end>".split()
+        ["<user>", "where", "is", "it", "<answer>", "it", "is", "here", "<end>"]
+        + ["<user>", "and", "the", "ring", "<answer>", "no", "<end>"]
     )
     learnt = [
         word
         for word, label in zip(words(encoder, example.ids), example.labels, strict=True)
         if label != IGNORED
     ]
-    assert learnt == "it is here <end> no <end>".split()
+    assert learnt == ["it", "is", "here", "<end>", "no", "<end>"]
     assert all(
         label in (IGNORED, index) for label, index in zip(example.labels, example.ids, strict=True)
     )
@@ -58,7 +59,8 @@ def test_a_call_is_a_learnt_trigger_and_slots_that_are_not_learnt(encoder):
     example = encoder.encode(sample, "data")
     named = words(encoder, example.ids)
     assert named[2:] == (
-        "<answer> ring <point_begin> <point_x> <point_y> and square <point_begin> <point_x> <point_y> <end>".split()
+        ["<answer>", "ring", "<point_begin>", "<point_x>", "<point_y>"]
+        + ["and", "square", "<point_begin>", "<point_x>", "<point_y>", "<end>"]
     )
     assert example.slots == {"point": [[5, 6], [10, 11]]}
     assert [named[at] for at, label in enumerate(example.labels) if label == IGNORED][-4:] == [
@@ -185,7 +187,7 @@ def test_a_batch_holds_any_mixture_of_samples(encoder):
     for row, position, token in zip(*batch.learnt, strict=True):
         assert batch.labels[row, position + 1] == token
     tokens = batch.tokens
-    assert (batch.ids[tokens.rows, tokens.positions] - ROWS).tolist() == tokens.index.tolist()
+    assert (batch.ids[tokens.rows, tokens.positions] - ROWS).tolist() == tokens.which.tolist()
     assert len(tokens.rows) == 9, "a trigger and two slots for each call; the given token is apart"
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.composed import collator_of, encoder_of, mixed_samples, samples, tiny_model
 
+from tests.composed import collator_of, encoder_of, mixed_samples, samples, tiny_model
 from tpokit import Predictor
 from tpokit.inference.generate import generate
 from tpokit.model import positions_of
@@ -28,14 +28,16 @@ def prompts(model, tmp_path_factory):
 
 
 def replay(model, example, written):
-    """Teacher forcing: the answer that was generated, as a training sample; hidden states of slots."""
+    """Teacher forcing: hidden states of the slots when the answer is given as a whole."""
     ids = list(example.ids)
     slots = []
     for token in written.ids:
         ids.append(token)
         task = model.tokens.trigger_task(token)
         if task is not None:
-            slots.append((task, [len(ids) + offset for offset in range(len(model.tokens.slot_ids(task)))]))
+            slots.append(
+                (task, [len(ids) + offset for offset in range(len(model.tokens.slot_ids(task)))])
+            )
             ids += model.tokens.slot_ids(task)
     batch = collator_of(model)([example])
     whole = torch.tensor([ids])
@@ -47,7 +49,9 @@ def replay(model, example, written):
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["one by one", "padded batch"])
-def test_a_slot_hears_the_same_under_teacher_forcing_as_in_the_decoding_loop(model, prompts, together):
+def test_a_slot_hears_the_same_under_teacher_forcing_as_in_the_decoding_loop(
+    model, prompts, together
+):
     collate = collator_of(model, "left")
     groups = [prompts] if together else [[prompt] for prompt in prompts]
     written = [row for group in groups for row in generate(model, collate(group), BUDGET)]
@@ -116,7 +120,9 @@ def test_gradients_of_a_head_reach_every_part_through_its_slot(model, tmp_path):
     model.eval()
     for name, members in {**model.backbone.parts(), "bridge": [model.bridge.input]}.items():
         parameters = [
-            p for m in members for p in ([m] if isinstance(m, torch.nn.Parameter) else m.parameters())
+            p
+            for m in members
+            for p in ([m] if isinstance(m, torch.nn.Parameter) else m.parameters())
         ]
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters), name
 
@@ -135,7 +141,9 @@ def test_a_call_that_has_begun_is_finished_though_the_budget_is_spent(model, pro
     collate = collator_of(model, "left")
     long = generate(model, collate(prompts), BUDGET)
     for prompt, row in zip(prompts, long, strict=True):
-        first = next((i for i, token in enumerate(row.ids) if model.tokens.trigger_task(token)), None)
+        first = next(
+            (i for i, token in enumerate(row.ids) if model.tokens.trigger_task(token)), None
+        )
         if first is not None:
             (cut,) = generate(model, collate([prompt]), first + 1)
             assert len(cut.ids) == first + 1

@@ -1,0 +1,128 @@
+"""The main job, as a newcomer runs it, at reduced length; and what a stranger plugs into it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import tpokit
+from tpokit.recipe import open_recipe
+from tpokit.training.stages import train
+
+ROOT = Path(__file__).parent.parent
+QUICKSTART = ROOT / "examples" / "quickstart.yaml"
+SHORT = (
+    "stages[*].steps=2",
+    "stages[*].samples_per_step=4",
+    "evaluate.samples=6",
+    "run.device_batch=4",
+    "run.threads=1",
+)
+
+
+def tpokit_command(*arguments, folder, home):
+    return subprocess.run(
+        [sys.executable, "-m", "tpokit", *map(str, arguments)],
+        cwd=folder,
+        env={"HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, home):
+    """The quickstart, trained by the command of the README."""
+    folder = tmp_path_factory.mktemp("work")
+    settings = [part for setting in SHORT for part in ("--set", setting)]
+    done = tpokit_command("train", QUICKSTART, *settings, folder=folder, home=home)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "quickstart", done.stdout
+
+
+def test_the_three_stages_are_trained_shown_scored_and_saved(run):
+    folder, shown = run
+    for stage in ("assign", "heads", "joint"):
+        assert f"stage {stage}" in shown
+        assert (folder / stage / "bridge.safetensors").is_file()
+        assert (folder / stage / "recipe.yaml").is_file()
+    for word in ("lora", "frozen", "region", "learning rate", "before", "after", "best constant"):
+        assert word in shown
+    measures = {"region.acc@0.5", "region.mean_iou", "trigger_accuracy", "conversation_accuracy"}
+    scores = json.loads((folder / "evaluation.json").read_text())
+    assert measures <= set(scores["before"]["scores"]) & set(scores["after"]["scores"])
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in rows} == {"assign", "heads", "joint"}
+    assert {"language", "assign", "region.l1", "region.giou"} <= set(rows[-1])
+    assert Image.open(folder / "curves.png").size[0] > 300
+
+
+def test_a_stage_trains_what_the_recipe_says(run):
+    folder, _ = run
+    described = json.loads((folder / "assign" / "model.json").read_text())
+    assert described["modes"] == {"llm": "lora", "bridge": "full"}
+    assert set(described["files"]) == {"bridge", "llm-lora", "region"}
+    joint = json.loads((folder / "joint" / "model.json").read_text())
+    assert set(joint["files"]) == {"bridge", "connector", "llm-lora", "region", "vision"}
+
+
+def test_it_is_asked_about_an_image_and_answers_in_words_json_and_a_picture(run, home, tmp_path):
+    folder, _ = run
+    picture = ROOT / "examples" / "shapes.png"
+    done = tpokit_command(
+        *("predict", folder, "--media", picture, "--ask", "where is the red ring?"),
+        *("--json", tmp_path / "a.json", "--draw", tmp_path / "a.png"),
+        folder=tmp_path,
+        home=home,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads((tmp_path / "a.json").read_text())
+    assert answer["question"] == "where is the red ring?"
+    assert answer["text"]
+    assert answer["media"][0]["width"] == 64
+    assert Image.open(tmp_path / "a.png").size == (64, 64)
+
+
+def test_a_merged_model_stands_alone_and_says_the_same(run, tmp_path):
+    from tpokit.checkpoints.merge import merge
+
+    folder, _ = run
+    merge(folder, tmp_path / "merged")
+    picture = ROOT / "examples" / "shapes.png"
+    question = "what colour is the ring?"
+    kept = tpokit.load(folder).ask(question, [picture], max_new_tokens=8)
+    merged = tpokit.load(tmp_path / "merged").ask(question, [picture], max_new_tokens=8)
+    assert merged == kept
+
+
+def test_a_strangers_head_of_one_file_trains_in_the_quickstart(tmp_path):
+    source = ROOT / "examples" / "third_party" / "centre_head.py"
+    assert len(source.read_text().splitlines()) <= 60
+    recipe, plugins = open_recipe(
+        QUICKSTART,
+        (
+            *SHORT,
+            "heads.region.plugin=centre",
+            "loss.region={smooth_l1: 1.0}",
+            f"output={tmp_path / 'run'}",
+            f"data.boxes.options.folder={tmp_path}",
+            f"data.talk.options.folder={tmp_path}",
+            "evaluate=null",
+        ),
+        source.parent / "registry.yaml",
+    )
+    folder = train(recipe, plugins)
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["region.smooth_l1"] > 0
+    answer = tpokit.load(folder).ask("find the ring", [ROOT / "examples" / "shapes.png"])
+    assert isinstance(answer.text, str)
+    assert "<find>" in json.loads((folder / "joint" / "model.json").read_text())["tokens"]
