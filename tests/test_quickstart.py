@@ -63,7 +63,7 @@ def test_the_three_stages_are_trained_shown_scored_and_saved(run):
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == {"assign", "heads", "joint"}
     assert {"language", "assign", "region.l1", "region.giou"} <= set(rows[-1])
-    assert Image.open(folder / "curves.png").size[0] > 300
+    assert Image.open(folder / "loss.png").size[0] > 300
 
 
 def test_a_stage_trains_what_the_recipe_says(run):

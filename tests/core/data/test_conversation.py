@@ -40,8 +40,24 @@ def talk(*texts, **fields):
 def test_answers_and_their_ends_are_learnt_and_nothing_else(encoder):
     example = encoder.encode(talk("where is it", "it is here", "and the ring", "no"), "data")
     assert words(encoder, example.ids) == (
-        ["<user>", "where", "is", "it", "<answer>", "it", "is", "here", "<end>"]
-        + ["<user>", "and", "the", "ring", "<answer>", "no", "<end>"]
+        [
+            "<user>",
+            "where",
+            "is",
+            "it",
+            "<answer>",
+            "it",
+            "is",
+            "here",
+            "<end>",
+            "<user>",
+            "and",
+            "the",
+            "ring",
+            "<answer>",
+            "no",
+            "<end>",
+        ]
     )
     learnt = [
         word
@@ -58,9 +74,9 @@ def test_a_call_is_a_learnt_trigger_and_slots_that_are_not_learnt(encoder):
     sample = talk("where", "ring <point> and square <point>", targets={"point": (0.5, 0.25)})
     example = encoder.encode(sample, "data")
     named = words(encoder, example.ids)
-    assert named[2:] == (
-        ["<answer>", "ring", "<point_begin>", "<point_x>", "<point_y>"]
-        + ["and", "square", "<point_begin>", "<point_x>", "<point_y>", "<end>"]
+    assert " ".join(named[2:]) == (
+        "<answer> ring <point_begin> <point_x> <point_y> "
+        "and square <point_begin> <point_x> <point_y> <end>"
     )
     assert example.slots == {"point": [[5, 6], [10, 11]]}
     assert [named[at] for at, label in enumerate(example.labels) if label == IGNORED][-4:] == [
