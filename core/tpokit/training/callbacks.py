@@ -35,6 +35,10 @@ class StageLog(TrainerCallback):  # type: ignore[misc] # transformers is not typ
         self._path = path
         self._shown = shown
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The last step is always in the log."""
+        control.should_log = control.should_log or state.global_step >= state.max_steps
+
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:

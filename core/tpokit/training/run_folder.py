@@ -38,13 +38,16 @@ class RunFolder:
     def __init__(self, recipe: Recipe) -> None:
         """Name the folder; nothing is read or written yet."""
         self._recipe = recipe
+        self._doomed: list[str] = []
+        self._all_doomed = False
+        self._started = False
         self.path = recipe.output
         self.log = self.path / LOG_FILE
         self.curves = self.path / _CURVES_FILE
         self.evaluation = self.path / _EVALUATION_FILE
 
-    def open(self, stage: StageEntry | None, resume: bool, overwrite: bool) -> None:
-        """Make the folder ready, or refuse before anything is touched.
+    def check(self, stage: StageEntry | None, resume: bool, overwrite: bool) -> None:
+        """See whether a run may start here, or go on; nothing is touched before `start`.
 
         Args:
             stage: The only stage that is wanted; ``None``: all of them.
@@ -67,23 +70,38 @@ class RunFolder:
                 )
         elif resume:
             self._refuse_other_recipe()
-        elif not overwrite and (stage is None or self._begun(stage)):
+        elif not overwrite and self._would_lose(stage):
             raise UsageError(
                 f"{self.path} already holds {'this stage' if stage else 'a run'}; go on with it by "
                 "--resume, start again and lose it by --overwrite, or name another folder by "
                 "--set output=FOLDER"
             )
         self._refuse_gap(stage)
-        if overwrite:
-            self._remove(stage)
+
+    def plan_anew(self, stage: StageEntry | None) -> None:
+        """Let `start` take away what is there: a stage and what was built on it, or the run.
+
+        Without ``overwrite`` that is at most a log and scores: `check` has seen that no step is
+        lost.
+        """
+        names = [entry.name for entry in self._recipe.stages]
+        self._doomed = names if stage is None else names[names.index(stage.name) :]
+        self._all_doomed = stage is None
+
+    def start(self) -> None:
+        """Take away what is in the way and write down what is trained here; once."""
+        if self._started:
+            return
+        self._remove()
         self._clean()
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / RECIPE_FILE, self._recipe.dump())
+        self._started = True
         self.note_done()
 
     def done(self, stage: StageEntry) -> bool:
         """Whether a stage is saved; its folder appears only when it is whole."""
-        return (self.path / stage.name / MODEL_FILE).is_file()
+        return stage.name not in self._doomed and (self.path / stage.name / MODEL_FILE).is_file()
 
     def before(self, stage: StageEntry) -> Path | None:
         """Saved model that a stage starts from; ``None`` for the first."""
@@ -99,7 +117,7 @@ class RunFolder:
 
     def reports(self) -> dict[str, Any]:
         """Scores ``before`` and ``after`` training, as far as they are known."""
-        if not self.evaluation.is_file():
+        if self._doomed or not self.evaluation.is_file():
             return {}
         found: dict[str, Any] = json.loads(self.evaluation.read_text(encoding="utf-8"))
         return found
@@ -107,8 +125,12 @@ class RunFolder:
     def _is_run(self) -> bool:
         return (self.path / RUN_FILE).is_file()
 
-    def _begun(self, stage: StageEntry) -> bool:
-        return self.done(stage) or (self.path / f"{stage.name}.checkpoints").is_dir()
+    def _would_lose(self, stage: StageEntry | None) -> bool:
+        """Whether starting would throw away steps that were done."""
+        return any(
+            self.done(entry) or any((self.path / f"{entry.name}.checkpoints").glob("step-*"))
+            for entry in (self._recipe.stages if stage is None else [stage])
+        )
 
     def _refuse_foreign(self) -> None:
         """A folder that holds anything but a run is never written into, nor emptied."""
@@ -146,22 +168,20 @@ class RunFolder:
                 "--stage"
             )
 
-    def _remove(self, stage: StageEntry | None) -> None:
-        """Take away a stage and what was built on it, or the whole run; never a file that is not
-        the run's.
-        """
-        names = [entry.name for entry in self._recipe.stages]
-        if stage is not None:
-            names = names[names.index(stage.name) :]
-        elif self._is_run():
+    def _remove(self) -> None:
+        """Take away what is in the way; never a file that is not the run's."""
+        names = list(self._doomed)
+        if self._all_doomed and self._is_run():
             described = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
-            names = [*names, *described["stages"]]
+            names += described["stages"]
             self.log.unlink(missing_ok=True)
-        self.curves.unlink(missing_ok=True)
-        self.evaluation.unlink(missing_ok=True)
+        if names:
+            self.curves.unlink(missing_ok=True)
+            self.evaluation.unlink(missing_ok=True)
         for name in names:
             shutil.rmtree(self.path / name, ignore_errors=True)
             shutil.rmtree(self.path / f"{name}.checkpoints", ignore_errors=True)
+        self._doomed = []
 
     def _clean(self) -> None:
         """Take away what an interrupted run had not finished writing."""

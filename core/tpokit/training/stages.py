@@ -84,14 +84,17 @@ def train(
     wanted = list(recipe.stages) if only is None else [only]
     for entry in wanted:
         Split.of(entry.samples_per_step, recipe.run.device_batch, ranks.world)
+    mixed = {name for entry in wanted for name in entry.mix}
     open_sources(
-        recipe, plugins, {name for entry in wanted for name in entry.mix}
-    )  # errors show now
+        recipe, plugins, mixed
+    )  # what is missing for the last stage shows before the first
     if recipe.run.threads is not None:
         torch.set_num_threads(recipe.run.threads)
     ranks.join()
     job = _Job(recipe, plugins, RunFolder(recipe), ranks)
-    ranks.once(lambda: job.folder.open(only, resume, overwrite))
+    ranks.once(lambda: job.folder.check(only, resume, overwrite))
+    if overwrite or (only is None and not resume):
+        job.folder.plan_anew(only)
     if wanted[0] is recipe.stages[0]:
         _evaluate(job, "before")
     for entry in wanted:
@@ -111,6 +114,8 @@ def _train_stage(job: _Job, stage: StageEntry) -> None:
     """Train one stage and save it."""
     recipe, ranks = job.recipe, job.ranks
     model, base = _ready_model(job, stage)
+    dataset = _dataset(job, stage, model)
+    ranks.once(job.folder.start)  # not before the model is built: a wrong option leaves no trace
     checkpoints = StageCheckpoints(job.folder.path, stage.name, ranks)
     newest = checkpoints.newest()
     ranks.once(lambda: _forget_unfinished(job, stage, checkpoints, newest))
@@ -127,7 +132,7 @@ def _train_stage(job: _Job, stage: StageEntry) -> None:
         trainer = TpoTrainer(
             model,
             arguments,
-            _dataset(job, stage, model),
+            dataset,
             recipe,
             stage,
             checkpoints,
@@ -231,6 +236,7 @@ def _evaluate(job: _Job, moment: str) -> None:
             model = load_model(job.folder.path, job.plugins)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         reports[moment] = evaluate_model(model, job.recipe, job.plugins).to_json()
+        job.folder.start()
         write_json(job.folder.evaluation, reports)
     if moment == "after":
         columns = {when: report["scores"] for when, report in reports.items()}

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.core.training.small_runs import SPEED, python, read_recipe, stage, write_recipe
-from tpokit import CheckpointError, TrainingError, UsageError, load_model
+from tpokit import CheckpointError, DataError, TrainingError, UsageError, load_model
 from tpokit.training.callbacks import read_rows
 from tpokit.training.stages import train
 
@@ -47,7 +47,7 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path, workers):
     heads = {"llm": "lora", "bridge": "full", "point": "full", "mass": "full"}
-    stages = [stage("assign", {"llm": "lora"}, steps=3), stage("heads", heads)]
+    stages = [stage("assign", {"llm": "lora"}, steps=2), stage("heads", heads)]
     run = {"save_every": 2, "log_every": 3, "workers": workers}
     path = write_recipe(tmp_path, stages=stages, run=run)
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
@@ -65,7 +65,7 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path, work
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert rows(broken) == rows(unbroken)
-    assert [row["step"] for row in rows(broken)] == [1, 3, 1, 3, 6]
+    assert [row["step"] for row in rows(broken)] == [1, 2, 1, 3, 6]
 
 
 def test_one_stage_after_the_other_is_the_same_as_the_whole_run(tmp_path, finished):
@@ -143,6 +143,20 @@ def test_resuming_where_nothing_was_started_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_base_that_cannot_be_loaded_leaves_no_trace(tmp_path):
+    recipe, plugins = read_recipe(short(tmp_path), "backbone.options.model=missing")
+    with pytest.raises(FileNotFoundError):
+        train(recipe, plugins)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_never_came_to_save_anything_may_start_again(tmp_path):
+    path = short(tmp_path)
+    with pytest.raises(DataError):
+        train(*read_recipe(path, "run.max_length=6"))
+    assert train(*read_recipe(path))
+
+
 def test_overwriting_starts_again(tmp_path):
     recipe, plugins = read_recipe(short(tmp_path))
     train(recipe, plugins)
@@ -173,8 +187,6 @@ def test_a_loss_that_is_not_finite_names_term_and_samples_and_saves_nothing(tmp_
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_wrong_sample_is_named_in_one_line_whoever_reads_it(tmp_path, workers):
-    from tpokit import DataError
-
     path = short(tmp_path, run={"workers": workers, "max_length": 6})
     with pytest.raises(DataError) as told:
         train(*read_recipe(path))
