@@ -5,8 +5,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: a second thread only waits
 
-import pytest  # noqa: E402 - the settings above must come before torch
-import torch  # noqa: E402
+import pytest
+import torch
 
 torch.set_num_threads(1)
 

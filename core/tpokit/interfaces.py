@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tpokit.errors import DataError
+from tpokit.errors import DataError, UsageError
 from tpokit.options import NoOptions
 from tpokit.options import Options as AnyOptions
 from tpokit.tokens import TaskTokens
@@ -294,6 +294,16 @@ class Backbone(nn.Module, ABC):
         """Logits ``[..., rows]`` of the given hidden states ``[..., d]``; called only where they
         are needed.
         """
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them.
+
+        Raises:
+            UsageError: This backbone cannot (the default).
+        """
+        raise UsageError(
+            f"run.gradient_checkpointing: {type(self).__name__} cannot do it; leave it out"
+        )
 
     @abstractmethod
     def identity(self) -> dict[str, str]:

@@ -10,8 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from tpokit.options import Options
 
 KIND_NAMES = (
-    *("colour", "shape", "count", "existence", "relation", "half", "beside", "extreme"),
-    *("listing", "layout", "colour_map", "shape_map", "region", "two_regions"),
+    *("colour", "shape", "count", "existence", "relation", "half", "cell", "beside"),
+    *("extreme", "listing", "layout", "colour_map", "shape_map", "region", "two_regions"),
     *("motion", "mover", "order", "moment"),
 )
 

@@ -175,6 +175,17 @@ def _ask_half(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | 
     return _turn(generator, "half", wordings, f"in the {level} {side} quarter")
 
 
+def _ask_cell(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
+    """Where on a board of eight by eight: a place in words, finer than halves and quarters."""
+    thing = scene.objects[_pick(generator, scene)[0]]
+    column, row = (NUMBERS[1 + min(int(8 * at), 7)] for at in _centre(scene, thing))
+    wordings = (
+        f"in which column and row is the {thing.name}",
+        f"tell me the column and row of the {thing.name}",
+    )
+    return _turn(generator, "cell", wordings, f"column {column} row {row}")
+
+
 def _ask_beside(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
     thing = scene.objects[_pick(generator, scene)[0]]
     axis, direction = int(generator.integers(2)), int(generator.integers(2))
@@ -347,6 +358,7 @@ KINDS: Mapping[str, Ask] = MappingProxyType(
         "existence": _ask_existence,
         "relation": _ask_relation,
         "half": _ask_half,
+        "cell": _ask_cell,
         "beside": _ask_beside,
         "extreme": _ask_extreme,
         "listing": _ask_listing,

@@ -18,7 +18,6 @@ from tpokit.data.dataset import MixedDataset, open_sources
 from tpokit.data.mixing import number
 from tpokit.errors import UsageError
 from tpokit.evaluation.runner import evaluate_model
-from tpokit.interfaces import Backbone
 from tpokit.model import TpoModel, build_model
 from tpokit.parts import part_table, set_modes
 from tpokit.plugins import Plugins
@@ -34,6 +33,7 @@ from tpokit.training.arguments import (
     training_arguments,
 )
 from tpokit.training.callbacks import RATE, SPEED, StageLog, forget_rows, read_rows
+from tpokit.training.memory import keep_freed_memory
 from tpokit.training.ranks import Ranks
 from tpokit.training.resume import StageCheckpoints, step_of
 from tpokit.training.run_folder import RunFolder
@@ -90,6 +90,8 @@ def train(
     )  # what is missing for the last stage shows before the first
     if recipe.run.threads is not None:
         torch.set_num_threads(recipe.run.threads)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     ranks.join()
     job = _Job(recipe, plugins, RunFolder(recipe), ranks)
     ranks.once(lambda: job.folder.check(only, resume, overwrite))
@@ -157,22 +159,8 @@ def _ready_model(job: _Job, stage: StageEntry) -> tuple[TpoModel, dict[str, str]
         _say(job, f"stage {stage.name} starts from {before}")
     set_modes(model, stage.train, recipe.lora, recipe.seed)
     if recipe.run.gradient_checkpointing:
-        _forget_activations(model.backbone)
+        model.backbone.gradient_checkpointing_enable()
     return model, base
-
-
-def _forget_activations(backbone: Backbone) -> None:
-    """Compute activations again in the backward pass instead of keeping them.
-
-    Raises:
-        UsageError: The backbone cannot.
-    """
-    enable = getattr(backbone, "gradient_checkpointing_enable", None)
-    if enable is None:
-        raise UsageError(
-            f"run.gradient_checkpointing: {type(backbone).__name__} cannot do it; leave it out"
-        )
-    enable()
 
 
 def _dataset(job: _Job, stage: StageEntry, model: TpoModel) -> MixedDataset:
