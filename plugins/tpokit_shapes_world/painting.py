@@ -55,7 +55,7 @@ def paint(scene: Scene) -> Pixels:
 def write_png(scene: Scene, path: str | os.PathLike[str]) -> None:
     """Write the first frame of a scene as a PNG, atomically."""
     picture = Image.fromarray(paint(scene)[0])
-    _write_whole(Path(path), lambda part: picture.save(part, format="PNG"))
+    _write_whole(Path(path), lambda part: picture.save(part, format="PNG", compress_level=1))
 
 
 def write_mp4(scene: Scene, path: str | os.PathLike[str], quality: int = 18) -> None:
