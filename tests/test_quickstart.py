@@ -111,7 +111,7 @@ def test_a_strangers_head_of_one_file_trains_in_the_quickstart(tmp_path):
         QUICKSTART,
         (
             *SHORT,
-            "heads.region.plugin=centre",
+            "heads.region={plugin: centre}",
             "loss.region={smooth_l1: 1.0}",
             f"output={tmp_path / 'run'}",
             f"data.boxes.options.folder={tmp_path}",

@@ -1,7 +1,7 @@
 """A head of one file: a box from centre and size, for the same task as the shipped region head.
 
 Use: tpokit train examples/quickstart.yaml --registry examples/third_party/registry.yaml
-     --set heads.region.plugin=centre --set "loss.region={smooth_l1: 1.0}"
+     --set "heads.region={plugin: centre}" --set "loss.region={smooth_l1: 1.0}"
 """
 
 import torch
