@@ -6,9 +6,9 @@ A step (forward, backward) of the composed model, which asks for logits where a 
 the transformers model inside it, which computes all of them; each in a process of its own, so that
 the peak of its memory is its own. Goals: at least 1.3 times faster, at most half the memory, equal
 loss and gradients. LoRA of the language model is trained over a frozen base, as the stages do; with
-``--full`` everything is, and then the memory goal is missed; most likely (not profiled) because both
-sides peak at the two dense gradients of the tied word table. There is no head: a trigger's logit
-would be one more.
+``--full`` everything is, and then the memory goal is missed; most likely (not profiled) because
+both sides peak at the two dense gradients of the tied word table. There is no head: a trigger's
+logit would be one more.
 """
 
 from __future__ import annotations
