@@ -46,16 +46,17 @@ class PointHead(tpokit.TaskHead):
     tokens = tpokit.TaskTokens(trigger="<point_begin>", slots=("<point>",))
     terms = ("l1",)
 
-    def __init__(self, options: Any, width: int) -> None:
+    def __init__(self, options: Any, host: tpokit.Host) -> None:
         """A network of two layers."""
-        super().__init__(options, width)
+        super().__init__(options, host)
+        width = host.hidden
         self.network = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
 
-    def read_target(self, annotation: Any, where: str) -> Any:
+    def read_target(self, annotation: Any, seen: Any) -> Any:
         """As it is."""
         return annotation
 
-    def forward(self, slots: Tensor, views: Any = ()) -> Tensor:
+    def forward(self, slots: Tensor, context: Any) -> Tensor:
         """``[n, 1, d]`` to ``[n, 2]``."""
         return self.network(slots[:, 0])
 
@@ -113,7 +114,9 @@ def build(size: Size, lora: bool, headless: bool = False, seed: int = 0) -> tpok
         Path(),
         {"name": "random", "hash": ""},
     )
-    heads = {} if headless else {"point": PointHead(tpokit.NoOptions(), backbone.width)}
+    heads = (
+        {} if headless else {"point": PointHead(tpokit.NoOptions(), tpokit.Host(backbone.width))}
+    )
     tokens = {task: head.tokens for task, head in heads.items()}
     table = tpokit.TokenTable.build(backbone.rows, tokens, tokenizer)
     model = tpokit.TpoModel(backbone, heads, table)
@@ -157,7 +160,8 @@ def make_batch(model: tpokit.TpoModel, size: Size, seed: int = 0) -> tpokit.Batc
         slots={task: SlotIndex(slot_rows, slot_positions[:, None]) for task in model.heads},
         given={},
         targets={"point": torch.rand(len(slot_rows), 2, generator=random)},
-        views={},
+        contexts={},
+        questions=None,
         media={},
         counts={
             "language": float(len(learnt.ids)) - called,

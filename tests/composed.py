@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tpokit import Sample, TokenTable, TpoModel, Turn
+from tpokit import Sample, TokenTable, TpoModel, Turn, Host
 from tpokit.data.collate import Collator
 from tpokit.data.conversation import Encoder
 from tpokit_llava_onevision.backbone import LlavaOnevisionBackbone
@@ -24,14 +24,21 @@ def tiny_folder(folder: Path) -> Path:
     return write_tiny(folder / "tiny", SMALL)
 
 
-def tiny_model(folder: Path, *, seed: int = 0, **options) -> TpoModel:
+def region_head(host: Host) -> RegionHead:
+    return RegionHead(RegionOptions(), host)
+
+
+def tiny_model(folder: Path, *, seed: int = 0, make_head=region_head, **options) -> TpoModel:
     """A composed model with random weights."""
     torch.manual_seed(seed)
     chosen = LlavaOnevisionOptions(model=str(tiny_folder(folder)), weights="random", **options)
     backbone = LlavaOnevisionBackbone.build(chosen, folder)
-    head = RegionHead(RegionOptions(), backbone.width)
-    tokens = TokenTable.build(backbone.rows, {"region": head.tokens}, backbone.processor.tokenizer)
-    model = TpoModel(backbone, {"region": head}, tokens)
+    head = make_head(Host(backbone.width, backbone.vision_width))
+    heads = {head.task: head}
+    tokens = TokenTable.build(
+        backbone.rows, {head.task: head.tokens}, backbone.processor.tokenizer
+    )
+    model = TpoModel(backbone, heads, tokens)
     torch.nn.init.normal_(model.bridge.output.weight, std=0.5)
     return model
 

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 TOPS = {
     "tpokit": "core/tpokit",
     "tpokit_region": "heads/tpokit_region",
+    "tpokit_temporal": "heads/tpokit_temporal",
+    "tpokit_jsonl": "plugins/tpokit_jsonl",
     "tpokit_llava_onevision": "plugins/tpokit_llava_onevision",
     "tpokit_shapes_world": "plugins/tpokit_shapes_world",
 }

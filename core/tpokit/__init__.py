@@ -27,20 +27,34 @@ from tpokit.types import (
     Batch,
     Box,
     Call,
+    Context,
+    ContextNeed,
     Example,
+    Frames,
     LossTerm,
     Media,
     MediaInfo,
     MediaNeed,
+    NoResult,
     Sample,
+    Seen,
     Turn,
     View,
+    Words,
 )
 
 if TYPE_CHECKING:
     from tpokit.checkpoints.store import load_model
     from tpokit.inference.predictor import Predictor, load
-    from tpokit.interfaces import Backbone, DataSource, Drawing, Metric, Processor, TaskHead
+    from tpokit.interfaces import (
+        Backbone,
+        DataSource,
+        Drawing,
+        Host,
+        Metric,
+        Processor,
+        TaskHead,
+    )
     from tpokit.model import TpoModel
     from tpokit.options import NoOptions, Options
     from tpokit.recipe import Recipe, load_recipe
@@ -51,6 +65,7 @@ _LAZY = {
     "Backbone": "tpokit.interfaces",
     "DataSource": "tpokit.interfaces",
     "Drawing": "tpokit.interfaces",
+    "Host": "tpokit.interfaces",
     "Metric": "tpokit.interfaces",
     "NoOptions": "tpokit.options",
     "Options": "tpokit.options",
@@ -72,12 +87,16 @@ __all__ = [
     "Box",
     "Call",
     "CheckpointError",
+    "Context",
+    "ContextNeed",
     "DataError",
     "DataSource",
     "Drawing",
     "DrawingSpec",
     "Example",
+    "Frames",
     "HeadSpec",
+    "Host",
     "LossTerm",
     "Media",
     "MediaInfo",
@@ -85,6 +104,7 @@ __all__ = [
     "Metric",
     "MetricSpec",
     "NoOptions",
+    "NoResult",
     "Options",
     "PluginError",
     "Predictor",
@@ -93,6 +113,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Sample",
+    "Seen",
     "SourceSpec",
     "TaskHead",
     "TaskTokens",
@@ -103,6 +124,7 @@ __all__ = [
     "Turn",
     "UsageError",
     "View",
+    "Words",
     "hookimpl",
     "load",
     "load_model",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,36 @@ from tpokit.errors import DataError, UsageError
 from tpokit.options import NoOptions
 from tpokit.options import Options as AnyOptions
 from tpokit.tokens import TaskTokens
-from tpokit.types import Batch, LossTerm, MediaInfo, MediaNeed, Sample, View
+from tpokit.types import (
+    Batch,
+    Context,
+    ContextNeed,
+    Frames,
+    LossTerm,
+    Media,
+    MediaInfo,
+    MediaNeed,
+    Sample,
+    Seen,
+    View,
+    Words,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+
+
+class Host(NamedTuple):
+    """What a head is built into.
+
+    ``hidden``: d, width of the backbone's hidden states. ``vision``: width of its vision tower; 0
+    if it gives no features of single frames. ``folder``: where relative paths in options start.
+    """
+
+    hidden: int
+    vision: int = 0
+    folder: Path = Path()
 
 
 class TaskHead(nn.Module, ABC):
@@ -48,38 +73,59 @@ class TaskHead(nn.Module, ABC):
     terms: ClassVar[tuple[str, ...]]
     Options: ClassVar[type[AnyOptions]] = NoOptions
 
-    def __init__(self, options: AnyOptions, width: int) -> None:
+    def __init__(self, options: AnyOptions, host: Host) -> None:
         """Build the network.
 
         Args:
             options: An instance of ``Options``.
-            width: d, the width of the backbone's hidden states.
+            host: The backbone that it is built for; ``host.hidden`` is d.
         """
         super().__init__()
         self.options = options
-        self.width = width
+        self.host = host
 
     # ---- reading annotations (runs in data workers; must not touch parameters) ----
 
     @abstractmethod
-    def read_target(self, annotation: Any, where: str) -> Any:
+    def read_target(self, annotation: Any, seen: Seen) -> Any:
         """Check one annotation of a data source and give it the head's own form.
 
         Args:
             annotation: As it stands in ``Sample.targets``.
-            where: The sample, for messages.
+            seen: The call; ``seen.where`` names the sample for messages.
 
         Raises:
             DataError: The annotation is wrong; says what and what would be right.
         """
 
-    def read_given(self, annotation: Any, where: str) -> Any:
+    def read_given(self, annotation: Any, seen: Seen) -> Any:
         """The same for a value of ``Sample.given``; only for heads with a given token."""
-        raise DataError(f"{where}: task {self.task!r} takes nothing given, found {annotation!r}")
+        raise DataError(f"{seen.where}: task {self.task!r} takes nothing given: {annotation!r}")
 
-    def media_need(self) -> MediaNeed | None:
-        """Frames that the head itself wants to see; ``None`` (default): only its slots."""
-        return None
+    def context_need(self) -> ContextNeed:
+        """What the head wants to see of a call besides its slots; default: nothing."""
+        return ContextNeed()
+
+    def wants_frames(self, media: Media) -> bool:
+        """Whether the frames that `context_need` asks for are needed of a medium; default: yes.
+
+        A head that keeps what it makes of them says no, and the medium need not be decoded for it.
+        """
+        return True
+
+    def prepare(self, seen: Seen) -> Any:
+        """What `collate_prepared` gets of one call; default: the head's views of the media.
+
+        Here a head reads files of its own, or makes what is cheaper made once than in the model.
+
+        Raises:
+            DataError: Something is missing or wrong.
+        """
+        return seen.views
+
+    def collate_prepared(self, prepared: Sequence[Any]) -> Any:
+        """``Context.prepared`` of the n calls of a batch; default: as they are."""
+        return tuple(prepared)
 
     def collate(self, targets: Sequence[Any]) -> Any:
         """Targets of the n calls of a batch, as tensors (or anything with ``to(device)``); default:
@@ -112,12 +158,12 @@ class TaskHead(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has a given token and so must encode it")
 
     @abstractmethod
-    def forward(self, slots: Tensor, views: Sequence[Sequence[View]] = ()) -> Any:
+    def forward(self, slots: Tensor, context: Context) -> Any:
         """Predict from slots.
 
         Args:
             slots: ``[n, k, d]`` hidden states, float; n may be 0.
-            views: The head's own views of the media of each call, if it asked for them.
+            context: What else the head asked to see of these calls.
 
         Returns:
             A prediction: a tensor, or a tuple or dict of tensors.
@@ -134,15 +180,24 @@ class TaskHead(nn.Module, ABC):
         call of this task.
 
         Returns:
-            ``slots`` ``[n, k, d]`` and ``targets`` (default: one call of zeros and no target
-            needed, the prediction itself is multiplied by zero), and ``given`` for heads with a
+            ``slots`` ``[n, k, d]`` and ``context`` of calls that need no target (default: one call
+            of zeros; the prediction itself is multiplied by zero), and ``given`` for heads with a
             given token.
         """
         parameter = next(self.parameters(), None)
         like = torch.zeros(()) if parameter is None else parameter
+        need = self.context_need()
+        there = torch.ones(1, 1, dtype=torch.bool, device=like.device)
+        cells = need.grid**2 * self.host.vision
         inputs: dict[str, Any] = {
-            "slots": like.new_zeros(1, len(self.tokens.slots), self.width),
-            "views": (),
+            "slots": like.new_zeros(1, len(self.tokens.slots), self.host.hidden),
+            "context": Context(
+                prepared=self.collate_prepared([]),
+                question=Words(like.new_zeros(1, 1, self.host.hidden), there)
+                if need.question
+                else None,
+                frames=Frames(like.new_zeros(1, 1, cells), there) if need.vision else None,
+            ),
         }
         if self.tokens.given is not None:
             inputs["given"] = like.new_zeros(1, 4)
@@ -212,6 +267,17 @@ class Processor(ABC):
     def collate_media(self, views: Sequence[Sequence[View]]) -> dict[str, Any]:
         """Pixels of a batch, as the backbone's `Backbone.embed` wants them; ``views`` by sample."""
 
+    def collate_frames(self, views: Sequence[View]) -> Any:
+        """Pixels of all frames of some views, as `Backbone.encode_frames` wants them.
+
+        Raises:
+            UsageError: This backbone gives no features of single frames (the default).
+        """
+        raise UsageError(
+            f"{type(self).__name__} gives no features of single frames; choose other features for "
+            "the head"
+        )
+
 
 class Backbone(nn.Module, ABC):
     """A multimodal LLM with its vision encoder and connector.
@@ -220,6 +286,7 @@ class Backbone(nn.Module, ABC):
         processor: Its template, tokenizer and pixels.
         width: d of its hidden states.
         rows: Rows of its input embedding (and of its logits).
+        vision_width: Width of the features of `encode_frames`; 0 if it has none.
     """
 
     Options: ClassVar[type[AnyOptions]] = NoOptions
@@ -227,6 +294,7 @@ class Backbone(nn.Module, ABC):
     processor: Processor
     width: int
     rows: int
+    vision_width: int = 0
 
     @classmethod
     @abstractmethod
@@ -294,6 +362,22 @@ class Backbone(nn.Module, ABC):
         """Logits ``[..., rows]`` of the given hidden states ``[..., d]``; called only where they
         are needed.
         """
+
+    def encode_frames(self, pixels: Any, grid: int) -> Tensor:
+        """Features of single frames from the vision tower, before the connector.
+
+        Args:
+            pixels: From `Processor.collate_frames`; ``None``: the smallest input there is, so that
+                all ranks call the tower (the result is multiplied by zero).
+            grid: Cells in each direction into which the patches of a frame are averaged.
+
+        Returns:
+            ``[frames, grid * grid * vision_width]``, cells row by row.
+
+        Raises:
+            UsageError: This backbone gives none (the default).
+        """
+        raise UsageError(f"{type(self).__name__} gives no features of single frames")
 
     def gradient_checkpointing_enable(self) -> None:
         """Compute activations again in the backward pass instead of keeping them.
@@ -390,17 +474,21 @@ class Drawing(ABC):
 
     Attributes:
         task: Whose results.
+        need: Frames of the medium that it wants to show.
     """
 
     task: ClassVar[str]
+    need: ClassVar[MediaNeed] = MediaNeed(frames=1)
 
     @abstractmethod
-    def draw(self, picture: Image, results: Sequence[Any]) -> Image:
-        """Draw over a picture.
+    def draw(self, picture: Image, results: Sequence[Any], view: View) -> Image:
+        """Draw over or below a picture.
 
         Args:
-            picture: RGB, of the size in whose pixels the results are.
+            picture: RGB; its upper left corner is the first frame of the medium, in whose pixels
+                boxes are; drawings of other tasks may already be on it.
             results: Of this task, in reading order.
+            view: The frames that were asked for.
 
         Returns:
             A new picture; the given one stays as it is.
@@ -411,6 +499,7 @@ __all__ = [
     "Backbone",
     "DataSource",
     "Drawing",
+    "Host",
     "Metric",
     "Processor",
     "TaskHead",

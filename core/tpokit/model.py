@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tpokit.bridge import TaskTokenBridge
-from tpokit.interfaces import Backbone, TaskHead
+from tpokit.interfaces import Backbone, Host, TaskHead
 from tpokit.losses import language_terms
 from tpokit.tokens import TokenTable
-from tpokit.types import Batch, GivenIndex, LossTerm
+from tpokit.types import Batch, Context, ContextIndex, Frames, GivenIndex, LossTerm, Words
 
 
 class TpoModel(nn.Module):
@@ -88,21 +88,49 @@ class TpoModel(nn.Module):
                 encoded[task] = places, head.encode_given(head.idle_inputs()["given"])[:0]
         return encoded
 
+    def context(self, task: str, index: ContextIndex, words: Words | None) -> Context:
+        """What a head sees of its calls besides their slots.
+
+        Args:
+            task: Whose head.
+            index: Of the calls.
+            words: States of their questions, if the head asked for them.
+        """
+        if index.frames is None:
+            return Context(index.prepared, words)
+        pixels, which, mask = index.frames
+        grid = self.head(task).context_need().grid
+        features = self.backbone.encode_frames(pixels, grid)
+        return Context(index.prepared, words, Frames(features[which], mask))
+
     def _task_terms(self, task: str, hidden: Tensor, batch: Batch) -> dict[str, LossTerm]:
         head, where = self.head(task), batch.slots[task]
         counts = {term: batch.counts.get(f"{task}.{term}", 0.0) for term in head.terms}
         if not len(where.rows):
             inputs = head.idle_inputs()
+            slots, context = inputs["slots"], inputs["context"]
             # ZeRO-3 lets go of a module's weights when the gradient of its input is known: an idle
             # input that asks for none would keep them here and make the next gathering disagree.
-            slots = inputs["slots"].requires_grad_(hidden.requires_grad)
-            prediction = head(slots, inputs["views"])
+            for leaf in (slots, context.question, context.frames):
+                state = leaf if isinstance(leaf, Tensor) or leaf is None else leaf.states
+                if state is not None:
+                    state.requires_grad_(hidden.requires_grad)
+            prediction = head(slots, context)
             nothing = sum(
                 (leaf.sum() * 0.0 for leaf in tree_leaves(prediction) if isinstance(leaf, Tensor)),
                 hidden.new_zeros(()),
             )
+            if self.alike and head.context_need().vision:
+                frames = self.backbone.encode_frames(None, head.context_need().grid)
+                nothing = nothing + frames.sum() * 0.0
             return {f"{task}.{term}": LossTerm(nothing, 0.0) for term in head.terms}
-        prediction = head(self.bridge.read(hidden, where), batch.views.get(task, ()))
+        index = batch.contexts[task]
+        words = None
+        if index.question is not None:
+            rows, positions, mask = index.question
+            words = Words(hidden[rows[:, None], positions], mask)
+        context = self.context(task, index, words)._replace(targets=batch.targets[task])
+        prediction = head(self.bridge.read(hidden, where), context)
         found = head.loss(prediction, batch.targets[task])
         return {f"{task}.{term}": LossTerm(found[term].sum, counts[term]) for term in head.terms}
 
@@ -132,7 +160,8 @@ def build_model(recipe: Any, plugins: Any) -> TpoModel:
         for task, entry in sorted(recipe.heads.items()):
             head_spec = plugins.spec("head", entry.plugin)
             heads[task] = plugins.factory(head_spec)(
-                plugins.options(head_spec, entry.options), backbone.width
+                plugins.options(head_spec, entry.options),
+                Host(backbone.width, backbone.vision_width, recipe.folder),
             )
         table = TokenTable.build(
             backbone.rows,

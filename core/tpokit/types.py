@@ -142,6 +142,87 @@ class MediaInfo:
     duration_s: float = 0.0
 
 
+# ---- what a head sees of a call
+# ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ContextNeed:
+    """What a head wants to see of a call besides its slots.
+
+    Attributes:
+        media: Frames of its own; ``None``: it does not look at the media.
+        question: Hidden states of the words of the question (`Words`).
+        vision: Features of its frames from the backbone's vision tower (`Frames`).
+        grid: Cells in each direction into which the features of a frame are pooled.
+    """
+
+    media: MediaNeed | None = None
+    question: bool = False
+    vision: bool = False
+    grid: int = 1
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a data worker knows of one call (or of one given value).
+
+    Attributes:
+        where: ``source/id`` of the sample, for messages.
+        question: Text of the user's turn, without marks of media.
+        media: Media of the sample.
+        info: Their sizes; of the first one results are stated.
+        views: The head's own frames of each medium, if it asked for any and they were read.
+        prepared: What `TaskHead.prepare` made; ``None`` while it runs, and where only the right
+            result is asked for.
+    """
+
+    where: str
+    question: str = ""
+    media: tuple[Media, ...] = ()
+    info: tuple[MediaInfo, ...] = ()
+    views: tuple[View, ...] = ()
+    prepared: Any = None
+
+
+class Words(NamedTuple):
+    """Last hidden states at the words of the question of each call.
+
+    ``states [n, w, d]``, ``mask [n, w]`` bool; n: calls, w: longest question in tokens, d: width of
+    the backbone.
+    """
+
+    states: Tensor
+    mask: Tensor
+
+
+class Frames(NamedTuple):
+    """Features of the backbone's vision tower at the head's frames of the first medium of each
+    call.
+
+    ``states [n, t, c]``, ``mask [n, t]`` bool; n: calls, t: most frames, c: width of the tower
+    times the cells of the grid.
+    """
+
+    states: Tensor
+    mask: Tensor
+
+
+class Context(NamedTuple):
+    """What a head sees of its n calls besides their slots.
+
+    ``prepared``: what the head's own ``collate_prepared`` made; by default the head's views of the
+    media of each call. ``question`` and ``frames``: only for a head that asked for them.
+    ``targets``: collated targets in training, for networks with parts that only learning needs;
+    ``None`` in inference.
+    """
+
+    prepared: Any = ()
+    question: Words | None = None
+    frames: Frames | None = None
+    targets: Any = None
+
+
 # ---- encoded and collated
 # ----------------------------------------------------------------------------------
 
@@ -159,7 +240,10 @@ class Example:
         given_positions: Task to positions ``[m]`` of given tokens.
         targets, given: Task to annotations, checked by the head.
         views: The backbone's view of each medium, in order.
-        head_views: Task to the head's own views of each medium, for heads with a `MediaNeed`.
+        head_views: Task to the head's own views of each medium, for heads that asked for frames.
+        prepared: Task to what its head prepared for each of the n calls.
+        questions: Positions of the words of each user turn; empty if no head asks for them.
+        question_of: Task to the user turn that each of the n calls answers.
     """
 
     sample: Sample
@@ -172,6 +256,9 @@ class Example:
     given: dict[str, list[Any]]
     views: list[View]
     head_views: dict[str, list[View]] = field(default_factory=dict)
+    prepared: dict[str, list[Any]] = field(default_factory=dict)
+    questions: list[list[int]] = field(default_factory=list)
+    question_of: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def media(self) -> list[MediaInfo]:
@@ -221,6 +308,37 @@ class GivenIndex(NamedTuple):
     values: Any
 
 
+class WordIndex(NamedTuple):
+    """Where the words of n questions stand in a batch: ``rows [n]``, ``positions [n, w]``, ``mask
+    [n, w]``; w: longest question, positions are 0 where the mask is false.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    mask: Tensor
+
+
+class FrameIndex(NamedTuple):
+    """Frames of n calls for the backbone's vision tower: each frame of a batch once, ``which [n,
+    t]`` into them, ``mask [n, t]``; ``pixels`` as the backbone's processor made them, ``None``
+    without frames.
+    """
+
+    pixels: Any
+    which: Tensor
+    mask: Tensor
+
+
+class ContextIndex(NamedTuple):
+    """What becomes the `Context` of the n calls of a task: ``prepared`` by the head, and where to
+    find the rest.
+    """
+
+    prepared: Any
+    question: WordIndex | None
+    frames: FrameIndex | None
+
+
 @dataclass
 class Batch:
     """Examples side by side.
@@ -236,7 +354,8 @@ class Batch:
             model has an entry.
         given: Task to `GivenIndex`, for heads that take something given.
         targets: Task to what the head's ``collate`` made of the annotations.
-        views: Task to the head's views of the media of each *call*, for heads with a `MediaNeed`.
+        contexts: Task to what its head sees of its calls besides their slots.
+        questions: `WordIndex` of the last question of each row, if a head asks for words.
         media: What the backbone's processor made of the pixels, by name.
         counts: Loss term (``language``, ``assign``, ``task.term``) to the number of items it sums
             over in this batch; known before the forward pass.
@@ -251,30 +370,28 @@ class Batch:
     slots: dict[str, SlotIndex]
     given: dict[str, GivenIndex]
     targets: dict[str, Any]
-    views: dict[str, list[list[View]]]
+    contexts: dict[str, ContextIndex]
+    questions: WordIndex | None
     media: dict[str, Any]
     counts: dict[str, float]
     samples: tuple[str, ...]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with all its tensors on a device."""
-        moved = {
-            f.name: _to(getattr(self, f.name), device, non_blocking)
-            for f in fields(self)
-            if f.name != "views"
-        }
-        return replace(self, **moved)
+        there = {f.name: moved(getattr(self, f.name), device, non_blocking) for f in fields(self)}
+        return replace(self, **there)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, for copies that overlap with computing."""
-        pinned = {f.name: _pin(getattr(self, f.name)) for f in fields(self) if f.name != "views"}
+        pinned = {f.name: _pin(getattr(self, f.name)) for f in fields(self)}
         return replace(self, **pinned)
 
 
-def _to(value: Any, device: Any, non_blocking: bool) -> Any:
+def moved(value: Any, device: Any, non_blocking: bool = False) -> Any:
+    """The same tuples, lists and dicts with everything that has ``to`` on a device."""
     if hasattr(value, "to"):
         return value.to(device, non_blocking=non_blocking)
-    return _map(value, lambda inner: _to(inner, device, non_blocking))
+    return _map(value, lambda inner: moved(inner, device, non_blocking))
 
 
 def _pin(value: Any) -> Any:
@@ -331,12 +448,31 @@ class Box:
 
 
 @dataclass(frozen=True)
+class NoResult:
+    """Why a head that was called has found nothing.
+
+    Attributes:
+        reason: One clause.
+    """
+
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"no_result": self.reason}
+
+    def __str__(self) -> str:
+        return f"nothing: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Call:
     """A head that was called in an answer.
 
     Attributes:
         task: Which.
-        result: What it found, in pixels and seconds; has ``to_json()``. A `Box` for boxes.
+        result: What it found, in pixels and seconds; has ``to_json()``. A `Box` for boxes, a
+            `NoResult` where the head could not work.
     """
 
     task: str
@@ -365,8 +501,12 @@ class Answer:
         return [call.result for call in self.calls if isinstance(call.result, Box)]
 
     def results(self, task: str) -> list[Any]:
-        """Results of one task, in reading order."""
-        return [call.result for call in self.calls if call.task == task]
+        """Results of one task, in reading order, without those that are none."""
+        return [
+            call.result
+            for call in self.calls
+            if call.task == task and not isinstance(call.result, NoResult)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""

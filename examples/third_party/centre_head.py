@@ -24,18 +24,18 @@ class CentreHead(tpokit.TaskHead):
     tokens = tpokit.TaskTokens(trigger="<find>", slots=("<found>",))
     terms = ("smooth_l1",)
 
-    def __init__(self, options: tpokit.Options, width: int) -> None:
-        super().__init__(options, width)
-        self.network = nn.Linear(width, 4)
+    def __init__(self, options: tpokit.Options, host: tpokit.Host) -> None:
+        super().__init__(options, host)
+        self.network = nn.Linear(host.hidden, 4)
 
-    def read_target(self, annotation: list[float], where: str) -> list[float]:
+    def read_target(self, annotation: list[float], seen: tpokit.Seen) -> list[float]:
         """Four fractions x0, y0, x1, y1 to centre and size."""
         x0, y0, x1, y1 = annotation
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-            raise tpokit.DataError(f"{where}: box {annotation} is not x0 < x1, y0 < y1 in [0, 1]")
+            raise tpokit.DataError(f"{seen.where}: box {annotation} is not x0 < x1, y0 < y1 in [0, 1]")
         return [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
 
-    def forward(self, slots: Tensor, views: object = ()) -> Tensor:
+    def forward(self, slots: Tensor, context: tpokit.Context) -> Tensor:
         """Slots ``[n, 1, d]`` to boxes ``[n, 4]``."""
         return self.network(slots[:, 0]).float().sigmoid()
 

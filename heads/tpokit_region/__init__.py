@@ -26,7 +26,7 @@ def tpokit_heads() -> list[tpokit.HeadSpec]:
 
 @tpokit.hookimpl
 def tpokit_sources() -> list[tpokit.SourceSpec]:
-    """Referring expressions, and our own JSONL, which suits every task."""
+    """Referring expressions."""
     return [
         tpokit.SourceSpec(
             name="refcoco",
@@ -39,12 +39,6 @@ def tpokit_sources() -> list[tpokit.SourceSpec]:
             factory="tpokit_region.refcoco_json:RefcocoJsonSource",
             options="tpokit_region.options:RefcocoJsonOptions",
             summary="referring expressions, one JSON object each (InternVL, Shikra)",
-        ),
-        tpokit.SourceSpec(
-            name="jsonl",
-            factory="tpokit_region.jsonl:JsonlSource",
-            options="tpokit_region.options:JsonlOptions",
-            summary="conversations with media and targets of any task, one JSON object a line",
         ),
     ]
 

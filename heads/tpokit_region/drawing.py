@@ -8,7 +8,7 @@ from PIL.Image import Image
 
 from tpokit.interfaces import Drawing
 from tpokit.reporting.canvas import colour, outline_box
-from tpokit.types import Box
+from tpokit.types import Box, View
 
 
 class RegionDrawing(Drawing):
@@ -16,7 +16,7 @@ class RegionDrawing(Drawing):
 
     task = "region"
 
-    def draw(self, picture: Image, results: Sequence[Box]) -> Image:
+    def draw(self, picture: Image, results: Sequence[Box], view: View) -> Image:
         """See `Drawing.draw`."""
         drawn = picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
         for index, box in enumerate(results):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tpokit.data.boxes import Corners
 from tpokit.types import Media, Sample, Turn
-from tpokit_region.annotations import Corners
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpokit.data.boxes import Corners, read_box
 from tpokit.errors import TpokitError
 from tpokit.geometry import aligned_giou, centre_to_corners, is_proper, order_corners, to_pixels
-from tpokit.interfaces import TaskHead
+from tpokit.interfaces import Host, TaskHead
 from tpokit.tokens import TaskTokens
-from tpokit.types import Box, LossTerm, MediaInfo, View
-from tpokit_region.annotations import Corners, read_box
+from tpokit.types import Box, Context, LossTerm, MediaInfo, Seen
 from tpokit_region.options import RegionOptions
 
 _FIRST_BOX = (0.25, 0.25, 0.75, 0.75)
@@ -41,7 +41,7 @@ class RegionHead(TaskHead):
     """One box for each call.
 
     A target or given value is four fractions x0, y0, x1, y1 of the image, upper left and lower
-    right corner (see `tpokit_region.annotations.read_box`).
+    right corner (see `tpokit.data.boxes.read_box`).
 
     Attributes:
         box_decoder: Hidden state to box, d -> hidden -> 4; the release's ``loc_decoder``.
@@ -55,9 +55,10 @@ class RegionHead(TaskHead):
     Options = RegionOptions
     options: RegionOptions
 
-    def __init__(self, options: RegionOptions, width: int) -> None:
+    def __init__(self, options: RegionOptions, host: Host) -> None:
         """Build the two MLPs; see `TaskHead`."""
-        super().__init__(options, width)
+        super().__init__(options, host)
+        width = host.hidden
         hidden = options.hidden or max(width // 2, 1)
         last = Float32Linear(hidden, 4)
         first_box = _FIRST_BOX if options.format == "corners" else (0.0, 0.0, 0.0, 0.0)
@@ -71,16 +72,16 @@ class RegionHead(TaskHead):
         else:
             self.tokens = TaskTokens(self.tokens.trigger, self.tokens.slots)
 
-    def read_target(self, annotation: Any, where: str) -> Corners:
-        """Four fractions in [0, 1]; see `tpokit_region.annotations.read_box`."""
-        return read_box(annotation, where)
+    def read_target(self, annotation: Any, seen: Seen) -> Corners:
+        """Four fractions in [0, 1]; see `tpokit.data.boxes.read_box`."""
+        return read_box(annotation, seen.where)
 
-    def read_given(self, annotation: Any, where: str) -> Corners:
+    def read_given(self, annotation: Any, seen: Seen) -> Corners:
         """The same for a box in a question."""
         return (
-            read_box(annotation, where)
+            read_box(annotation, seen.where)
             if self.options.given
-            else super().read_given(annotation, where)
+            else super().read_given(annotation, seen)
         )
 
     def encode_given(self, given: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ class RegionHead(TaskHead):
         embeddings: Tensor = self.box_encoder(given)
         return embeddings
 
-    def forward(self, slots: Tensor, views: Sequence[Sequence[View]] = ()) -> Tensor:
+    def forward(self, slots: Tensor, context: Context | None = None) -> Tensor:
         """Predict boxes: ``[n, 1, d]`` to ``[n, 4]``.
 
         n: region calls of the whole batch, in reading order; d: width of the backbone. A box is two

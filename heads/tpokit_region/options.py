@@ -89,15 +89,3 @@ class RefcocoJsonOptions(_ExpressionOptions):
 
     annotations: Path
     media_root: Path | None = None
-
-
-class JsonlOptions(Options):
-    """Options of the source ``jsonl``.
-
-    Attributes:
-        annotations: A file with one JSON object a line.
-        media_root: Folder that the paths of media start from; default that of ``annotations``.
-    """
-
-    annotations: Path
-    media_root: Path | None = None

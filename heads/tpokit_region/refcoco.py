@@ -6,7 +6,6 @@ each sentence. Boxes there are x, y, width, height in pixels.
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from tpokit.data.boxes import Corners, read_box_px, read_numbers
+from tpokit.data.lines import existing_file, json_document, media_folder
 from tpokit.errors import DataError
 from tpokit.interfaces import DataSource
 from tpokit.types import Sample
-from tpokit_region.annotations import Corners, read_box_px, read_numbers
 from tpokit_region.expressions import Expression, sample_of
-from tpokit_region.lines import existing_file, media_folder
 from tpokit_region.options import RefcocoOptions
 
 
@@ -67,10 +66,7 @@ class _Instances:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            found = json.loads(existing_file(path).read_bytes())
-        except ValueError as cause:
-            raise DataError(f"{path}: this is not JSON ({cause})") from cause
+        found = json_document(path)
         try:
             self._images = {image["id"]: image for image in found["images"]}
             self._boxes = {entry["id"]: entry["bbox"] for entry in found["annotations"]}

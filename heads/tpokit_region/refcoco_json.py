@@ -7,19 +7,18 @@ y0, x1, y1 in pixels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tpokit.data.boxes import read_box_px
+from tpokit.data.lines import json_entries, media_folder
 from tpokit.errors import DataError
 from tpokit.interfaces import DataSource
 from tpokit.types import Sample
-from tpokit_region.annotations import read_box_px
 from tpokit_region.expressions import Expression, sample_of
-from tpokit_region.lines import JsonLines, existing_file, media_folder
 from tpokit_region.options import RefcocoJsonOptions
 
 _SPELLINGS = (("image", "sent"), ("img_path", "expression"))
@@ -33,9 +32,8 @@ class RefcocoJsonSource(DataSource):
     def __init__(self, options: RefcocoJsonOptions, folder: Path) -> None:
         """Open the file and check its first entry; see `DataSource`."""
         self._options = options
-        path = existing_file(folder / options.annotations)
-        self._root = media_folder(folder, options.media_root, path)
-        self._entries = JsonList(path) if _starts_a_list(path) else JsonLines(path)
+        self._entries = json_entries(folder / options.annotations)
+        self._root = media_folder(folder, options.media_root, self._entries.path)
         self._expression(0)
 
     def __len__(self) -> int:
@@ -55,41 +53,6 @@ class RefcocoJsonSource(DataSource):
             raise DataError(f"{where}: 'bbox' is missing; it holds x0, y0, x1, y1 in pixels")
         box = read_box_px(entry["bbox"], entry.get("width"), entry.get("height"), where)
         return Expression(f"entry-{index + 1}", text.strip(), image, box)
-
-
-class JsonList:
-    """A JSON list of objects, with the same doors as `JsonLines`."""
-
-    def __init__(self, path: Path) -> None:
-        """Read the whole file."""
-        self.path = path
-        try:
-            self._entries = json.loads(path.read_bytes())
-        except ValueError as cause:
-            raise DataError(f"{path}: this is not JSON ({cause})") from cause
-        if not self._entries:
-            raise DataError(f"{path}: the list is empty")
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def place(self, index: int) -> str:
-        """File and number of an entry, for messages."""
-        return f"{self.path}, entry {index + 1}"
-
-    def read(self, index: int) -> dict[str, Any]:
-        """The ``index``-th object."""
-        entry = self._entries[index]
-        if not isinstance(entry, dict):
-            raise DataError(
-                f"{self.place(index)}: expected a JSON object, found {type(entry).__name__}"
-            )
-        return entry
-
-
-def _starts_a_list(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1024).lstrip()[:1] == b"["
 
 
 def _image_and_text(entry: Mapping[str, Any], where: str) -> tuple[str, str]:

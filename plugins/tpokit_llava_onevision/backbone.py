@@ -7,6 +7,7 @@ and the connector in *one* call, so that ranks with different media call the sam
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
         self._counted = False
         layers = model.config.vision_feature_layer
         self._feature_layers = [layers] if isinstance(layers, int) else list(layers)
+        self.vision_width = model.config.vision_config.hidden_size * len(self._feature_layers)
         # transformers 5.23 keeps the one layer that is named; 5.17 takes any number but 0 as "all"
         self._recorded: int | bool = layers if isinstance(layers, int) and layers else True
 
@@ -193,6 +195,16 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
         except OSError as cause:
             raise tpokit.CheckpointError(f"{folder} cannot be written: {cause}") from cause
 
+    def encode_frames(self, pixels: Tensor | None, grid: int) -> Tensor:
+        """Frames ``[t, 3, side, side]`` to ``[t, grid * grid * vision_width]``: states of the layer
+        that the connector reads, averaged over the cells of a grid.
+        """
+        states = self._tower_states(self._idle_pixels() if pixels is None else pixels)
+        rows = math.isqrt(states.shape[1])  # SigLIP has no class token: patches form a square
+        squares = states.transpose(1, 2).unflatten(2, (rows, rows))  # [t, c, rows, rows]
+        cells = nn.functional.adaptive_avg_pool2d(squares, grid)  # [t, c, grid, grid]
+        return cells.permute(0, 2, 3, 1).flatten(1)
+
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations in the backward pass instead of keeping them; the non-reentrant
         way, because with the other one LoRA behind frozen embeddings gets no gradient.
@@ -234,30 +246,35 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
         """Tiles ``[t, 3, side, side]`` to features ``[t, patches, d]``: one call of the tower, one
         of the connector.
         """
-        inner = self.model.model
-        tower = inner.vision_tower
+        features: Tensor = self.model.model.multi_modal_projector(self._tower_states(pixels))
+        return features
+
+    def _tower_states(self, pixels: Tensor) -> Tensor:
+        """Tiles ``[t, 3, side, side]`` to states of the tower ``[t, patches, c]``."""
+        tower = self.model.model.vision_tower
         trained = any(parameter.requires_grad for parameter in tower.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             seen = tower(
                 pixels.to(self.model.dtype), output_hidden_states=self._recorded, return_dict=True
             )
-        states = [seen.hidden_states[layer] for layer in self._feature_layers]
-        features: Tensor = inner.multi_modal_projector(
-            states[0] if len(states) == 1 else torch.cat(states, dim=-1)
-        )
+        layers = [seen.hidden_states[layer] for layer in self._feature_layers]
+        states: Tensor = layers[0] if len(layers) == 1 else torch.cat(layers, dim=-1)
         if trained:
             # The norm behind the last layer (and a pooling head) is not used; with no gradient at
             # all it would stop DDP, so it takes part with a gradient of zero.
-            features = features + 0.0 * seen.last_hidden_state[0, 0].sum()
+            states = states + 0.0 * seen.last_hidden_state[0, 0].sum()
             if seen.pooler_output is not None:
-                features = features + 0.0 * seen.pooler_output[0].sum()
-        return features
+                states = states + 0.0 * seen.pooler_output[0].sum()
+        return states
+
+    def _idle_pixels(self) -> Tensor:
+        """One black tile, the smallest input of the tower."""
+        side = self.model.config.vision_config.image_size
+        return torch.zeros(1, 3, side, side, dtype=self.model.dtype, device=self.model.device)
 
     def _idle_vision(self) -> Tensor:
         """Zero, by way of every parameter that media would use."""
-        side = self.model.config.vision_config.image_size
-        pixels = torch.zeros(1, 3, side, side, dtype=self.model.dtype, device=self.model.device)
-        features = self._tile_features(pixels)
+        features = self._tile_features(self._idle_pixels())
         nothing: Tensor = 0.0 * (features[0, 0].sum() + self.newline().sum())
         return nothing
 

@@ -139,6 +139,14 @@ class OnevisionProcessor(tpokit.Processor):
             "video_tokens": [self._tokens_of(view, True) for view in videos],
         }
 
+    def collate_frames(self, views: Sequence[tpokit.View]) -> Tensor:
+        """Every frame of every view as a tile of its own: float32 ``[frames, 3, side, side]``."""
+        frames = [frame for view in views for frame in view.frames]
+        tiles = in_groups(
+            frames, ["frame"] * len(frames), lambda found, _: self._videos.tiles(found)
+        )
+        return torch.stack(tiles)
+
     def settings(self) -> str:
         """The settings that decide how many tokens a medium gives, for messages."""
         return (

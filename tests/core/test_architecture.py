@@ -21,6 +21,8 @@ OFFERED = [folder for kind in ("heads", "plugins") for folder in sorted((ROOT / 
 PACKAGES = [folder for folder in OFFERED if (folder / "__init__.py").is_file()]
 # The contracts, and tools that heads share; all else of core may move without notice.
 PUBLIC_MODULES = {
+    "tpokit.data.boxes",
+    "tpokit.data.lines",
     "tpokit.errors",
     "tpokit.geometry",
     "tpokit.interfaces",

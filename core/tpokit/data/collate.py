@@ -16,11 +16,15 @@ from tpokit.tokens import TokenTable
 from tpokit.types import (
     IGNORED,
     Batch,
+    ContextIndex,
     Example,
+    FrameIndex,
     GivenIndex,
     LabelIndex,
     SlotIndex,
     TokenIndex,
+    View,
+    WordIndex,
 )
 
 
@@ -74,7 +78,8 @@ class Collator:
             slots={task: _slot_index(examples, starts, task, self._slots(task)) for task in tasks},
             given=self._given(examples, starts),
             targets=targets,
-            views=self._views(examples),
+            contexts={task: self.context(task, _calls(examples, starts, task)) for task in tasks},
+            questions=self._last_questions(examples, starts),
             media=self.processor.collate_media([example.views for example in examples]),
             counts=counts,
             samples=tuple(f"{example.source}/{example.sample.id}" for example in examples),
@@ -106,17 +111,92 @@ class Collator:
             index[task] = GivenIndex(rows, positions, values)
         return index
 
-    def _views(self, examples: Sequence[Example]) -> dict[str, list[Any]]:
-        """Views of each call, for heads that look at the media themselves."""
-        return {
-            task: [
-                example.head_views.get(task, [])
-                for example in examples
-                for _ in example.slots.get(task, ())
+    def context(self, task: str, calls: Sequence[ContextCall]) -> ContextIndex:
+        """What becomes the context of some calls of a task.
+
+        Args:
+            task: Whose head.
+            calls: In reading order.
+        """
+        head = self.heads[task]
+        need = head.context_need()
+        return ContextIndex(
+            head.collate_prepared([call.prepared for call in calls]),
+            word_index([(call.row, call.words) for call in calls]) if need.question else None,
+            self._frame_index(calls) if need.vision and calls else None,
+        )
+
+    def _frame_index(self, calls: Sequence[ContextCall]) -> FrameIndex:
+        """Frames of the first medium of each call; calls of one sample share theirs."""
+        firsts: dict[int, int] = {}  # row to its first frame
+        shown: list[View] = []
+        count = 0
+        for call in calls:
+            if call.row not in firsts:
+                firsts[call.row] = count
+                shown.append(call.views[0])
+                count += len(call.views[0].frames)
+        sizes = [len(call.views[0].frames) for call in calls]
+        which = torch.zeros(len(calls), max(sizes), dtype=torch.long)
+        mask = torch.zeros(len(calls), max(sizes), dtype=torch.bool)
+        for index, (call, size) in enumerate(zip(calls, sizes, strict=True)):
+            which[index, :size] = firsts[call.row] + torch.arange(size)
+            mask[index, :size] = True
+        return FrameIndex(self.processor.collate_frames(shown), which, mask)
+
+    def _last_questions(self, examples: Sequence[Example], starts: Sequence[int]) -> Any:
+        if not any(head.context_need().question for head in self.heads.values()):
+            return None
+        return word_index(
+            [
+                (row, [start + position for position in example.questions[-1]])
+                for row, (example, start) in enumerate(zip(examples, starts, strict=True))
             ]
-            for task, head in sorted(self.heads.items())
-            if head.media_need() is not None
-        }
+        )
+
+
+@dataclass(frozen=True)
+class ContextCall:
+    """One call, as far as its context goes.
+
+    Attributes:
+        row: Of the batch.
+        words: Positions of the words of its question in the batch.
+        prepared: By the head.
+        views: The head's views of the media.
+    """
+
+    row: int
+    words: Sequence[int]
+    prepared: Any
+    views: Sequence[View]
+
+
+def word_index(questions: Sequence[tuple[int, Sequence[int]]]) -> WordIndex:
+    """Row and positions of the words of each question, padded; at least one column."""
+    longest = max([1, *(len(words) for _, words in questions)])
+    positions = torch.zeros(len(questions), longest, dtype=torch.long)
+    mask = torch.zeros(len(questions), longest, dtype=torch.bool)
+    for index, (_, words) in enumerate(questions):
+        positions[index, : len(words)] = torch.tensor(words, dtype=torch.long)
+        mask[index, : len(words)] = True
+    rows = torch.tensor([row for row, _ in questions], dtype=torch.long)
+    return WordIndex(rows, positions, mask)
+
+
+def _calls(examples: Sequence[Example], starts: Sequence[int], task: str) -> list[ContextCall]:
+    return [
+        ContextCall(
+            row=row,
+            words=[start + position for position in example.questions[turn]],
+            prepared=prepared,
+            views=example.head_views.get(task, ()),
+        )
+        for row, (example, start) in enumerate(zip(examples, starts, strict=True))
+        for prepared, turn in zip(
+            example.prepared.get(task, ()), example.question_of.get(task, ()), strict=True
+        )
+    ]
 
 
 def _joined(examples: Sequence[Example], name: str, task: str) -> list[Any]:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tpokit.data.media import read_media
 from tpokit.errors import DataError, UsageError
 from tpokit.interfaces import Processor, TaskHead
 from tpokit.tokens import TokenTable, mark, marked_tasks
-from tpokit.types import IGNORED, Example, MediaNeed, Sample, Turn, View
+from tpokit.types import IGNORED, Example, MediaNeed, Sample, Seen, Turn, View
 
 _STAND_IN = re.compile("\ue000(\\d+)\ue001")
+_QUESTION = re.compile("\ue002(\\d+)\ue003")
 _MEDIA_MARK = re.compile(r"<(image|video)>")
 BACKBONE = "backbone"
 """Key of the backbone's own view among the views of a medium."""
@@ -62,15 +63,13 @@ class Encoder:
         )
         self._check(sample, turns, where, answer_next)
         views = self._views(sample, where)
-        pieces = self._pieces(sample, turns, views[BACKBONE], where, answer_next)
         ids: list[int] = []
         labels: list[int] = []
-        for text, learnt in pieces:
-            found = self.tokens.from_tokenizer(
-                self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-            )
+        questions: list[list[int]] = [[] for turn in turns if turn.role == "user"]
+        for piece in self._pieces(sample, turns, views[BACKBONE], where, answer_next):
+            found = self._tokenize(piece, len(ids), questions)
             ids += found
-            labels += found if learnt else [IGNORED] * len(found)
+            labels += found if piece.learnt else [IGNORED] * len(found)
         if len(ids) > self.max_length:
             raise DataError(
                 f"{where}: {len(ids)} tokens, but at most {self.max_length} fit (run.max_length); "
@@ -78,18 +77,45 @@ class Encoder:
                 "or smaller media"
             )
         slots, given = self._find(ids, labels, where)
-        targets, given_values = self._annotations(sample, turns, where)
-        return Example(
+        example = Example(
             sample=sample,
             source=source,
             ids=ids,
             labels=labels,
             slots=slots,
             given_positions=given,
-            targets=targets,
-            given=given_values,
+            targets={},
+            given={},
             views=views[BACKBONE],
             head_views={task: found for task, found in views.items() if task != BACKBONE},
+            questions=questions,
+        )
+        self._annotate(example, turns)
+        return example
+
+    def seen(self, example: Example, task: str, question: str) -> Seen:
+        """What the head of a task may look at in a sample: its views and the sizes of the media.
+
+        Args:
+            example: The encoded sample.
+            task: Whose head.
+            question: The user's turn, as it stands in the sample.
+
+        Raises:
+            DataError: The head looks at media, and there are none.
+        """
+        sample = example.sample
+        where = f"{example.source}/{sample.id}"
+        if self.heads[task].context_need().media is not None and not sample.media:
+            raise DataError(
+                f"{where}: task {task!r} looks at an image or a video, but the sample has none"
+            )
+        return Seen(
+            where=where,
+            question=_MEDIA_MARK.sub("", question).strip(),
+            media=sample.media,
+            info=tuple(example.media),
+            views=tuple(example.head_views.get(task, ())),
         )
 
     def _check(self, sample: Sample, turns: Sequence[Turn], where: str, answer_next: bool) -> None:
@@ -126,13 +152,18 @@ class Encoder:
         """The views of every consumer, each medium decoded once."""
         needs: dict[str, MediaNeed] = {BACKBONE: self.processor.media_need()}
         for task in self.heads:
-            need = self.heads[task].media_need()
+            need = self.heads[task].context_need().media
             if need is not None and task in sample.targets:
                 needs[task] = need
         views: dict[str, list[View]] = {consumer: [] for consumer in needs}
         for medium in sample.media:
+            wanted = {
+                consumer: need
+                for consumer, need in needs.items()
+                if consumer == BACKBONE or self.heads[consumer].wants_frames(medium)
+            }
             try:
-                decoded = read_media(medium, needs)
+                decoded = read_media(medium, wanted)
             except DataError as cause:
                 raise DataError(f"{where}: {cause}") from cause
             for consumer, view in decoded.items():
@@ -146,9 +177,10 @@ class Encoder:
         views: Sequence[View],
         where: str,
         answer_next: bool,
-    ) -> list[tuple[str, bool]]:
+    ) -> list[_Piece]:
         """The rendered text, cut into pieces that are learnt and pieces that are not."""
         answers: list[str] = []
+        asked = _Asked()
         messages: list[dict[str, Any]] = []
         front = [] if _has_media_marks(turns) else [medium.kind for medium in sample.media]
         for turn in turns:
@@ -161,23 +193,54 @@ class Encoder:
                 text = f"\ue000{len(answers) - 1}\ue001"
             parts = [{"type": kind} for kind in front] if turn.role == "user" else []
             front = front if turn.role != "user" else []
-            messages.append({"role": turn.role, "content": parts + _content(text)})
+            content = _content(text)
+            if turn.role == "user" and self._words_wanted:
+                asked.put_stand_ins(content)
+            messages.append({"role": turn.role, "content": parts + content})
         marks = sum(part["type"] != "text" for message in messages for part in message["content"])
         if marks != len(sample.media):
             raise DataError(
                 f"{where}: {marks} media marks in the turns, but {len(sample.media)} media"
             )
         rendered = self.processor.expand(self.processor.render(messages, answer_next), views)
-        pieces: list[tuple[str, bool]] = []
+        pieces: list[_Piece] = []
         start = 0
         end_of_turn = self.processor.end_of_turn
         for found in _STAND_IN.finditer(rendered):
-            pieces.append((rendered[start : found.start()], False))
+            pieces.append(asked.restore(rendered[start : found.start()]))
             ends = rendered.startswith(end_of_turn, found.end())
-            pieces.append((answers[int(found.group(1))] + (end_of_turn if ends else ""), True))
+            answer = answers[int(found.group(1))] + (end_of_turn if ends else "")
+            pieces.append(_Piece(answer, learnt=True))
             start = found.end() + (len(end_of_turn) if ends else 0)
-        pieces.append((rendered[start:], False))
-        return [(text, learnt) for text, learnt in pieces if text]
+        pieces.append(asked.restore(rendered[start:]))
+        return [piece for piece in pieces if piece.text]
+
+    @property
+    def _words_wanted(self) -> bool:
+        return any(head.context_need().question for head in self.heads.values())
+
+    def _tokenize(self, piece: _Piece, start: int, questions: list[list[int]]) -> list[int]:
+        """Ids of a piece; positions of the words of questions in it are noted, counted from
+        ``start``.
+        """
+        tokenizer = self.processor.tokenizer
+        if not piece.questions:
+            found = tokenizer(piece.text, add_special_tokens=False)
+            return self.tokens.from_tokenizer(found["input_ids"])
+        if not getattr(tokenizer, "is_fast", False):
+            raise UsageError(
+                f"{type(tokenizer).__name__} does not tell where its tokens stand in the text (it "
+                "is no fast tokenizer), so the words of a question cannot be found; choose other "
+                "text features for the head"
+            )
+        found = tokenizer(piece.text, add_special_tokens=False, return_offsets_mapping=True)
+        for first, last, turn in piece.questions:
+            questions[turn] += [
+                start + index
+                for index, (begin, end) in enumerate(found["offset_mapping"])
+                if begin < last and first < end
+            ]
+        return self.tokens.from_tokenizer(found["input_ids"])
 
     def _find(
         self, ids: list[int], labels: list[int], where: str
@@ -201,20 +264,71 @@ class Encoder:
             given[task] = [position for position, found in special.items() if found == given_id]
         return slots, given
 
-    def _annotations(
-        self, sample: Sample, turns: Sequence[Turn], where: str
-    ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-        """Annotations checked by their heads; of calls that are in the encoded turns only."""
-        targets: dict[str, list[Any]] = {}
-        given: dict[str, list[Any]] = {}
+    def _annotate(self, example: Example, turns: Sequence[Turn]) -> None:
+        """Annotations checked by their heads, and what those prepare; of calls that are in the
+        encoded turns only.
+        """
+        sample = example.sample
+        asked = [turn.text for turn in turns if turn.role == "user"]
+        said = [turn.text for turn in turns if turn.role == "assistant"]
         for task, head in self.heads.items():
-            said = [turn.text for turn in turns if turn.role == "assistant"]
-            count = sum(len(marked_tasks(text, (task,))) for text in said)
-            targets[task] = [
-                head.read_target(a, where) for a in sample.targets.get(task, ())[:count]
+            places = [turn for turn, text in enumerate(said) for _ in marked_tasks(text, (task,))]
+            calls = [self.seen(example, task, asked[turn]) for turn in places]
+            calls = [replace(seen, prepared=head.prepare(seen)) for seen in calls]
+            annotations = sample.targets.get(task, ())[: len(places)]
+            example.prepared[task] = [seen.prepared for seen in calls]
+            example.question_of[task] = places
+            example.targets[task] = [
+                head.read_target(annotation, seen)
+                for annotation, seen in zip(annotations, calls, strict=True)
             ]
-            given[task] = [head.read_given(a, where) for a in sample.given.get(task, ())]
-        return targets, given
+            givers = [
+                self.seen(example, task, text)
+                for text in asked
+                for _ in marked_tasks(text, (task,))
+            ]
+            example.given[task] = [
+                head.read_given(value, seen)
+                for value, seen in zip(sample.given.get(task, ()), givers, strict=True)
+            ]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Text that is learnt or not; ``questions``: first and last character and number of the user
+    turn of each question in it.
+    """
+
+    text: str
+    learnt: bool = False
+    questions: tuple[tuple[int, int, int], ...] = ()
+
+
+class _Asked:
+    """Keeps the words of user turns while a template is filled in, to find them in its text."""
+
+    def __init__(self) -> None:
+        self._texts: list[tuple[str, int]] = []  # words and the number of their user turn
+        self._turns = 0
+
+    def put_stand_ins(self, content: list[dict[str, str]]) -> None:
+        """Take the words out of the parts of one user turn."""
+        for part in content:
+            if part["type"] == "text":
+                self._texts.append((part["text"], self._turns))
+                part["text"] = f"\ue002{len(self._texts) - 1}\ue003"
+        self._turns += 1
+
+    def restore(self, text: str) -> _Piece:
+        """Put the words back into a piece of the rendered text."""
+        whole, places, start = "", [], 0
+        for found in _QUESTION.finditer(text):
+            words, turn = self._texts[int(found.group(1))]
+            whole += text[start : found.start()]
+            places.append((len(whole), len(whole) + len(words), turn))
+            whole += words
+            start = found.end()
+        return _Piece(whole + text[start:], questions=tuple(places))
 
 
 def _has_media_marks(turns: Sequence[Turn]) -> bool:

@@ -23,7 +23,7 @@ from tpokit.model import TpoModel
 from tpokit.plugins import Plugins
 from tpokit.recipe import Recipe
 from tpokit.tokens import marked_tasks
-from tpokit.types import Answer, MediaInfo, Sample
+from tpokit.types import Answer, MediaInfo, Sample, Seen
 
 TRIGGER_ACCURACY = "trigger_accuracy"
 CONVERSATION_ACCURACY = "conversation_accuracy"
@@ -73,7 +73,9 @@ class _Scores:
         for task in set(expected):
             head = self._model.head(task)
             last = sample.targets[task][-expected.count(task) :]
-            results = [head.result_of(head.read_target(t, sample.id), medium) for t in last]
+            asked = [turn.text for turn in sample.turns if turn.role == "user"][-1]
+            seen = Seen(sample.id, asked, sample.media, answer.media)
+            results = [head.result_of(head.read_target(t, seen), medium) for t in last]
             for metric in self._metrics[task]:
                 metric.add(answer.results(task), results, medium)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tpokit.model import TpoModel, positions_of
 from tpokit.tokens import TokenTable
-from tpokit.types import Batch
+from tpokit.types import Batch, WordIndex
 
 
 @dataclass
@@ -29,10 +29,12 @@ class Generated:
     Attributes:
         ids: Written tokens, triggers included; without slots and without the end of the turn.
         calls: Task of each call, in reading order, with the hidden states ``[k, d]`` of its slots.
+        question: Hidden states ``[w, d]`` at the words of the question, if a head asks for them.
     """
 
     ids: list[int] = field(default_factory=list)
     calls: list[tuple[str, Tensor]] = field(default_factory=list)
+    question: Tensor | None = None
 
 
 class _Row:
@@ -106,6 +108,8 @@ def generate(model: TpoModel, batch: Batch, max_new_tokens: int) -> list[Generat
     cache: Any = None
     while True:
         hidden, cache = backbone.decode(embeds, mask, positions, cache, use_cache=True)
+        if batch.questions is not None and rows[0].out.question is None:
+            _keep_questions(rows, hidden, batch.questions)
         last = hidden[:, -1]
         best = bridge.logits(backbone.logits(last), last).argmax(-1).tolist()
         found = [row.step(last[index], best[index]) for index, row in enumerate(rows)]
@@ -116,3 +120,11 @@ def generate(model: TpoModel, batch: Batch, max_new_tokens: int) -> list[Generat
         mask = torch.cat([mask, feeding], dim=1)
         positions = positions[:, -1:] + 1
         embeds = bridge.write(backbone.embed_ids(ids), bridge.find(ids))
+
+
+def _keep_questions(rows: list[_Row], hidden: Tensor, where: WordIndex) -> None:
+    """Keep the states at the words of each question, which only the first step sees."""
+    for row, states, mask in zip(
+        rows, hidden[where.rows[:, None], where.positions], where.mask, strict=True
+    ):
+        row.out.question = states[mask]

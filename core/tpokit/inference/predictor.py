@@ -8,20 +8,36 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tpokit.checkpoints.store import load_model, saved_recipe
-from tpokit.data.collate import Collator
+from tpokit.data.collate import Collator, ContextCall
 from tpokit.data.conversation import Encoder
 from tpokit.data.media import read_media
 from tpokit.errors import UsageError
 from tpokit.inference.generate import Generated, generate
 from tpokit.model import TpoModel
 from tpokit.plugins import Plugins
-from tpokit.types import Answer, Call, Example, Media, MediaInfo, MediaNeed, Sample, Turn
+from tpokit.types import (
+    Answer,
+    Call,
+    Context,
+    Example,
+    Media,
+    MediaInfo,
+    MediaNeed,
+    NoResult,
+    Sample,
+    Turn,
+    Words,
+    moved,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_FIRST = "first frame"
+_BLIND = "the question has no image or video"
 _VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif"})
 
 
@@ -106,13 +122,17 @@ class Predictor:
                 for order, (called, _) in enumerate(answer.calls)
                 if called == task
             ]
+            looks = self.model.head(task).context_need().media is not None
+            blind = [place for place in places if looks and not examples[place[0]].sample.media]
+            found.update({place: Call(task, NoResult(_BLIND)) for place in blind})
+            places = [place for place in places if place not in blind]
             if not places:
                 continue
             slots: Tensor = torch.stack([written[row].calls[order][1] for row, order in places])
             head = self.model.head(task)
-            views = self._views(task, [examples[row] for row, _ in places])
+            context = self._context(task, [row for row, _ in places], examples, written)
             media = [_medium(examples[row]) for row, _ in places]
-            results = head.decode(head(slots, views), media)
+            results = head.decode(head(slots, context), media)
             found.update(
                 {place: Call(task, result) for place, result in zip(places, results, strict=True)}
             )
@@ -121,15 +141,39 @@ class Predictor:
             for row, answer in enumerate(written)
         ]
 
-    def _views(self, task: str, examples: Sequence[Example]) -> list[Any]:
-        """Views for a head that looks at the media itself; read now, as no target announced it."""
-        need = self.model.head(task).media_need()
-        if need is None:
-            return []
-        return [
-            [read_media(medium, {task: need})[task] for medium in example.sample.media]
-            for example in examples
-        ]
+    def _context(
+        self,
+        task: str,
+        rows: Sequence[int],
+        examples: Sequence[Example],
+        written: Sequence[Generated],
+    ) -> Context:
+        """What a head sees of the calls that were written in ``rows``, besides their slots."""
+        head, device = self.model.head(task), next(self.model.parameters()).device
+        calls = [self._call(task, row, examples[row]) for row in rows]
+        index = moved(self._collator.context(task, calls), device)
+        words = None
+        if head.context_need().question:
+            states = [written[row].question for row in rows]
+            found = [state for state in states if state is not None]
+            padded = pad_sequence(found, batch_first=True)
+            lengths = torch.tensor([len(state) for state in found], device=device)
+            words = Words(padded, torch.arange(padded.shape[1], device=device) < lengths[:, None])
+        return self.model.context(task, index, words)
+
+    def _call(self, task: str, row: int, example: Example) -> ContextCall:
+        """A call that was written; frames of its own are read now, as no target announced it."""
+        head = self.model.head(task)
+        need = head.context_need().media
+        if need is not None and task not in example.head_views:
+            example.head_views[task] = [
+                read_media(medium, {task: need})[task]
+                for medium in example.sample.media
+                if head.wants_frames(medium)
+            ]
+        asked = [turn.text for turn in example.sample.turns if turn.role == "user"][-1]
+        seen = self._encoder.seen(example, task, asked)
+        return ContextCall(row, (), head.prepare(seen), seen.views)
 
     def draw(self, answer: Answer, media: Sequence[Path | str], out: Path) -> None:
         """Draw the results of an answer over its first medium and write a PNG.
@@ -168,12 +212,17 @@ def draw_answer(answer: Answer, path: Path, plugins: Plugins | None = None) -> I
     """The first frame of a medium with the results of every task drawn over it."""
     from PIL import Image as pillow
 
-    view = read_media(media_of(path), {"drawing": MediaNeed(frames=1)})["drawing"]
-    picture = pillow.fromarray(view.frames[0])
     plugins = plugins or Plugins.load()
-    for task in sorted({call.task for call in answer.calls}):
-        for spec in plugins.for_task("drawing", task):
-            picture = plugins.factory(spec)().draw(picture, answer.results(task))
+    drawings = [
+        plugins.factory(spec)()
+        for task in sorted({call.task for call in answer.calls})
+        for spec in plugins.for_task("drawing", task)
+    ]
+    needs = {str(index): drawing.need for index, drawing in enumerate(drawings)}
+    views = read_media(media_of(path), {_FIRST: MediaNeed(frames=1), **needs})
+    picture = pillow.fromarray(views[_FIRST].frames[0])
+    for index, drawing in enumerate(drawings):
+        picture = drawing.draw(picture, answer.results(drawing.task), views[str(index)])
     return picture
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -109,9 +109,15 @@ def show_answer(answer: Answer) -> None:
         return
     table = _table("", "task", "result")
     for call in answer.calls:
-        found = ", ".join(f"{name} {value}" for name, value in call.result.to_json().items())
-        table.add_row(call.task, Text(found))
+        table.add_row(call.task, Text(_in_words(call.result)))
     console.print(table)
+
+
+def _in_words(result: Any) -> str:
+    """A result as it describes itself, else its JSON fields."""
+    if "__str__" in vars(type(result)):
+        return str(result)
+    return ", ".join(f"{name} {value}" for name, value in result.to_json().items())
 
 
 class TrainingProgress:

@@ -7,6 +7,7 @@
       assign/ heads/ joint/       saved models, one for each stage
       heads.checkpoints/          while that stage runs
       log.jsonl  loss.png  evaluation.json
+      bad_samples.jsonl           samples that could not be read and were replaced, if any
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from tpokit.checkpoints.atomic import is_partial, write_json, write_text
 from tpokit.checkpoints.store import MODEL_FILE, RECIPE_FILE, RUN_FILE
+from tpokit.data.bad_samples import BAD_SAMPLES_FILE
 from tpokit.errors import UsageError
 from tpokit.recipe import Recipe, StageEntry, difference, load_recipe
 from tpokit.training.callbacks import LOG_FILE
@@ -32,7 +34,7 @@ class RunFolder:
 
     Attributes:
         path: The recipe's ``output``.
-        log, curves, evaluation: Files in it.
+        log, curves, evaluation, bad_samples: Files in it.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -45,6 +47,7 @@ class RunFolder:
         self.log = self.path / LOG_FILE
         self.curves = self.path / _CURVES_FILE
         self.evaluation = self.path / _EVALUATION_FILE
+        self.bad_samples = self.path / BAD_SAMPLES_FILE
 
     def check(self, stage: StageEntry | None, resume: bool, overwrite: bool) -> None:
         """See whether a run may start here, or go on; nothing is touched before `start`.
@@ -122,6 +125,12 @@ class RunFolder:
         found: dict[str, Any] = json.loads(self.evaluation.read_text(encoding="utf-8"))
         return found
 
+    def forget_scores(self) -> None:
+        """Take away the scores of the finished run: a stage is about to change it."""
+        known = self.reports()
+        if known.pop("after", None) is not None:
+            write_json(self.evaluation, known)
+
     def _is_run(self) -> bool:
         return (self.path / RUN_FILE).is_file()
 
@@ -175,6 +184,7 @@ class RunFolder:
             described = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
             names += described["stages"]
             self.log.unlink(missing_ok=True)
+            self.bad_samples.unlink(missing_ok=True)
         if names:
             self.curves.unlink(missing_ok=True)
             self.evaluation.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tpokit import DataError, LossTerm, MediaNeed, Processor, TaskHead, TaskTokens
+from tpokit import ContextNeed, DataError, LossTerm, MediaNeed, Processor, TaskHead, TaskTokens
 
 WORDS = (
     "<unk> <pad> <user> <answer> <end> <image> <video> it is here and where the ring square no yes"
@@ -76,15 +76,15 @@ class PointHead(TaskHead):
     tokens = TaskTokens("<point_begin>", ("<point_x>", "<point_y>"), given="<point_given>")
     terms = ("error",)
 
-    def read_target(self, annotation, where):
+    def read_target(self, annotation, seen):
         if not isinstance(annotation, float):
-            raise DataError(f"{where}: {annotation!r} is not a number")
+            raise DataError(f"{seen.where}: {annotation!r} is not a number")
         return annotation
 
-    def read_given(self, annotation, where):
+    def read_given(self, annotation, seen):
         return [annotation]
 
-    def forward(self, slots, views=()):
+    def forward(self, slots, context):
         return slots.flatten(1).sum(1)
 
     def loss(self, prediction, targets):
@@ -100,8 +100,8 @@ class SeeingHead(PointHead):
     task = "sight"
     tokens = TaskTokens("<sight_begin>", ("<sight_slot>",))
 
-    def media_need(self):
-        return MediaNeed(frames=4)
+    def context_need(self):
+        return ContextNeed(media=MediaNeed(frames=4))
 
 
 def write_image(path, value=0, size=(8, 6)):

@@ -132,8 +132,10 @@ def test_a_head_that_looks_at_media_gets_its_own_views_only_when_called(tmp_path
     batch = Collator(encoder.processor, encoder.heads, encoder.tokens)(
         [encoder.encode(called, "data")]
     )
-    assert [[view.path.name for view in call] for call in batch.views["sight"]] == [["a.png"]]
-    assert "point" not in batch.views
+    assert [[view.path.name for view in call] for call in batch.contexts["sight"].prepared] == [
+        ["a.png"]
+    ]
+    assert batch.contexts["point"].prepared == ((),)  # called, but it looks at nothing
 
 
 @pytest.mark.parametrize(

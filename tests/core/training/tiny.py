@@ -169,18 +169,18 @@ class PointHead(tpokit.TaskHead):
     terms = ("error", "square")
     Options = TinyHeadOptions
 
-    def __init__(self, options, width):
-        super().__init__(options, width)
-        self.inner = nn.Linear(width, options.inner)
+    def __init__(self, options, host):
+        super().__init__(options, host)
+        self.inner = nn.Linear(host.hidden, options.inner)
         self.outer = nn.Linear(options.inner, 1)
-        self.giver = nn.Linear(1, width)
+        self.giver = nn.Linear(1, host.hidden)
 
-    def read_target(self, annotation, where):
+    def read_target(self, annotation, seen):
         if len(annotation) != 2:
-            raise DataError(f"{where}: {annotation!r} is not a point")
+            raise DataError(f"{seen.where}: {annotation!r} is not a point")
         return list(annotation)
 
-    def read_given(self, annotation, where):
+    def read_given(self, annotation, seen):
         return [float(annotation)]
 
     def collate(self, targets):
@@ -195,7 +195,7 @@ class PointHead(tpokit.TaskHead):
     def idle_inputs(self):
         return {**super().idle_inputs(), "given": torch.zeros(1, 1)}
 
-    def forward(self, slots, views=()):
+    def forward(self, slots, context):
         return self.outer(torch.relu(self.inner(slots)))[..., 0]
 
     def loss(self, prediction, targets):
@@ -220,19 +220,19 @@ class MassHead(tpokit.TaskHead):
     terms = ("error",)
     Options = TinyHeadOptions
 
-    def __init__(self, options, width):
-        super().__init__(options, width)
-        self.inner = nn.Linear(width, options.inner)
+    def __init__(self, options, host):
+        super().__init__(options, host)
+        self.inner = nn.Linear(host.hidden, options.inner)
         self.outer = nn.Linear(options.inner, 1)
         self.register_buffer("offset", torch.tensor([0.5]))
 
-    def read_target(self, annotation, where):
+    def read_target(self, annotation, seen):
         return [annotation]
 
     def collate(self, targets):
         return torch.tensor(targets).reshape(-1, 1)
 
-    def forward(self, slots, views=()):
+    def forward(self, slots, context):
         return self.outer(torch.relu(self.inner(slots)))[:, 0] + self.offset
 
     def loss(self, prediction, targets):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tpokit import Box, DataError, MediaInfo, TpokitError
+from tpokit import Box, DataError, MediaInfo, Seen, TpokitError, Host
 from tpokit_region.head import RegionHead
 from tpokit_region.options import RegionOptions
 
@@ -20,7 +20,7 @@ IMAGE = MediaInfo("image", 640, 480)
 
 
 def head(width=WIDTH, **options):
-    return RegionHead(RegionOptions(**options), width)
+    return RegionHead(RegionOptions(**options), Host(width))
 
 
 def released_head(**options):
@@ -163,7 +163,7 @@ def test_losses_are_float32_under_bf16(box_format, with_autocast):
 def test_every_parameter_takes_part_when_idle():
     made = head()
     inputs = made.idle_inputs()
-    idle = made(inputs["slots"], inputs["views"]).sum() + made.encode_given(inputs["given"]).sum()
+    idle = made(inputs["slots"], inputs["context"]).sum() + made.encode_given(inputs["given"]).sum()
     (idle * 0).backward()
     assert all(p.grad is not None and not p.grad.any() for p in made.parameters())
 
@@ -175,7 +175,7 @@ def test_without_given_there_is_no_encoder_and_no_given_token():
     assert "given" not in made.idle_inputs()
     assert not [name for name, _ in made.named_parameters() if name.startswith("box_encoder")]
     with pytest.raises(DataError, match="s1: task 'region' takes nothing given"):
-        made.read_given([0.1, 0.1, 0.2, 0.2], "s1")
+        made.read_given([0.1, 0.1, 0.2, 0.2], Seen("s1"))
     assert RegionHead.tokens.given is not None  # other heads keep theirs
 
 
@@ -209,12 +209,12 @@ def test_the_hidden_width_is_half_the_backbones_or_as_asked():
     ],
 )
 def test_a_box_is_read_from_every_plain_form(annotation):
-    assert head().read_target(annotation, "s1") == (0.1, 0.2, 0.5, 0.6)
-    assert head().read_given(annotation, "s1") == (0.1, 0.2, 0.5, 0.6)
+    assert head().read_target(annotation, Seen("s1")) == (0.1, 0.2, 0.5, 0.6)
+    assert head().read_given(annotation, Seen("s1")) == (0.1, 0.2, 0.5, 0.6)
 
 
 def test_what_sticks_out_by_the_tolerance_is_clamped():
-    assert head().read_target([-0.005, 0, 1.005, 1], "s1") == (0, 0, 1, 1)
+    assert head().read_target([-0.005, 0, 1.005, 1], Seen("s1")) == (0, 0, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_what_sticks_out_by_the_tolerance_is_clamped():
 def test_a_wrong_box_is_refused_with_the_reason(annotation, message):
     for read in (head().read_target, head().read_given):
         with pytest.raises(DataError, match=message) as caught:
-            read(annotation, "cups/a1")
+            read(annotation, Seen("cups/a1"))
         assert str(caught.value).startswith("cups/a1: ")
 
 
@@ -287,5 +287,5 @@ def test_a_box_that_is_not_finite_is_an_error():
 @pytest.mark.parametrize("box_format", ["corners", "centre"])
 def test_the_right_result_is_the_target_in_pixels(box_format):
     made = head(format=box_format)
-    target = made.read_target([0.25, 0.5, 0.75, 1.0], "s1")
+    target = made.read_target([0.25, 0.5, 0.75, 1.0], Seen("s1"))
     assert made.result_of(target, IMAGE) == Box(160, 240, 480, 480)

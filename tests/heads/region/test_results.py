@@ -1,15 +1,19 @@
 """Metrics and drawing of region results."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tpokit import Box, MediaInfo
+from tpokit import Box, MediaInfo, View
 from tpokit.geometry import pairwise_iou
 from tpokit_region.drawing import RegionDrawing
 from tpokit_region.metrics import RegionMetric
 
 IMAGE = MediaInfo("image", 100, 100)
+VIEW = View("image", np.zeros((1, 100, 200, 3), np.uint8), (0.0,), 0.0, Path("a.png"))
 
 
 def metric(*samples, media=IMAGE):
@@ -76,10 +80,10 @@ def test_many_boxes_are_tried_in_parts_and_come_close_to_trying_all():
 
 def test_drawing_leaves_the_given_picture_alone_and_marks_each_box():
     picture = Image.new("RGB", (200, 100))
-    drawn = RegionDrawing().draw(picture, [Box(20, 30, 90, 80), Box(110, 40, 190, 90)])
+    drawn = RegionDrawing().draw(picture, [Box(20, 30, 90, 80), Box(110, 40, 190, 90)], VIEW)
     assert picture.getcolors() == [(200 * 100, (0, 0, 0))]
     assert drawn.size == picture.size
     assert drawn.crop((15, 25, 95, 85)).getcolors(9999) != drawn.crop((105, 35, 195, 95)).getcolors(
         9999
     )
-    assert RegionDrawing().draw(picture, []).tobytes() == picture.tobytes()
+    assert RegionDrawing().draw(picture, [], VIEW).tobytes() == picture.tobytes()

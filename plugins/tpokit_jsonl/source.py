@@ -1,6 +1,6 @@
-"""Our own annotation format: conversations with media, targets and given values of any task.
+"""The source ``jsonl``: each line is a JSON object and becomes a sample.
 
-One JSON object a line; only a question and an answer are needed::
+Only a question and an answer are needed::
 
     {"id": "a1", "image": "cups.jpg", "question": "Where is the red cup?",
      "answer": "It is here: <region>.", "targets": {"region": [[0.1, 0.2, 0.5, 0.6]]}}
@@ -9,7 +9,7 @@ One JSON object a line; only a question and an answer are needed::
                {"role": "assistant", "text": "A door."}],
      "given": {"region": [[64, 48, 320, 288]]}, "box_unit": "pixels", "width": 640, "height": 480}
 
-``docs/region.md`` lists every key. What a target looks like is the affair of the head of its task
+``docs/jsonl.md`` lists every key. What a target looks like is the affair of the head of its task
 and is checked there. Only boxes are touched here: with ``box_unit: pixels`` every list of four
 numbers, and every ``box`` of an object, among ``targets`` and ``given`` is divided by ``width`` and
 ``height``.
@@ -23,12 +23,12 @@ from typing import Any, get_args
 
 import numpy as np
 
+from tpokit.data.boxes import read_box_px
+from tpokit.data.lines import JsonLines, media_folder
 from tpokit.errors import DataError
 from tpokit.interfaces import DataSource
 from tpokit.types import Media, Role, Sample, Turn
-from tpokit_region.annotations import read_box_px
-from tpokit_region.lines import JsonLines, media_folder
-from tpokit_region.options import JsonlOptions
+from tpokit_jsonl.options import JsonlOptions
 
 _KEYS = frozenset(
     {"id", "image", "images", "video", "start_s", "end_s", "media", "turns", "question", "answer"}

@@ -1,4 +1,4 @@
-"""Checks a box as it stands in annotations; does not import torch."""
+"""Checks boxes as they stand in annotations, for heads and data sources; does not import torch."""
 
 from __future__ import annotations
 
