@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tpokit import Sample, TokenTable, TpoModel, Turn, Host
+from tpokit import Host, Sample, TokenTable, TpoModel, Turn
 from tpokit.data.collate import Collator
 from tpokit.data.conversation import Encoder
 from tpokit_llava_onevision.backbone import LlavaOnevisionBackbone
@@ -35,9 +35,7 @@ def tiny_model(folder: Path, *, seed: int = 0, make_head=region_head, **options)
     backbone = LlavaOnevisionBackbone.build(chosen, folder)
     head = make_head(Host(backbone.width, backbone.vision_width))
     heads = {head.task: head}
-    tokens = TokenTable.build(
-        backbone.rows, {head.task: head.tokens}, backbone.processor.tokenizer
-    )
+    tokens = TokenTable.build(backbone.rows, {head.task: head.tokens}, backbone.processor.tokenizer)
     model = TpoModel(backbone, heads, tokens)
     torch.nn.init.normal_(model.bridge.output.weight, std=0.5)
     return model

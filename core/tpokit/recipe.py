@@ -48,7 +48,7 @@ __all__ = [
     "parse_recipe",
 ]
 
-_FREE = ("run.workers", "run.log_every", "run.threads")
+_FREE = ("run.workers", "run.log_every", "run.threads", "run.bad_samples")
 """What may differ between a run and its resumption: none of it changes a result."""
 
 

@@ -191,6 +191,7 @@ class RunEntry(Entry):
         log_every: Steps between two lines of the log.
         save_every: Steps between two checkpoints inside a stage; 0: only at its end.
         max_length: Longest sample in tokens; ``null``: what the backbone can.
+        bad_samples: Share of a stage's samples that may be unreadable; more stop the run.
         threads: Threads of the arithmetic on a CPU; ``null``: the library's choice.
         gradient_checkpointing: Less memory, about a third slower.
     """
@@ -202,6 +203,7 @@ class RunEntry(Entry):
     log_every: Count = 10
     save_every: Whole = 0
     max_length: Count | None = None
+    bad_samples: Share = 0.01
     threads: Count | None = None
     gradient_checkpointing: bool = False
 

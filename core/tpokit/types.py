@@ -175,6 +175,7 @@ class Seen:
         views: The head's own frames of each medium, if it asked for any and they were read.
         prepared: What `TaskHead.prepare` made; ``None`` while it runs, and where only the right
             result is asked for.
+        sample_id: `Sample.id`, by which files of a sample can be found.
     """
 
     where: str
@@ -183,6 +184,7 @@ class Seen:
     info: tuple[MediaInfo, ...] = ()
     views: tuple[View, ...] = ()
     prepared: Any = None
+    sample_id: str = ""
 
 
 class Words(NamedTuple):

@@ -283,7 +283,7 @@ def _ask_region(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
     answers = (
         f"it is here {REGION_MARKER}",
         f"here it is {REGION_MARKER}",
-        f"the {name} is here {REGION_MARKER}",
+        f"here is the {name} {REGION_MARKER}",
     )
     answer = answers[int(generator.integers(len(answers)))]
     return _turn(generator, "region", wordings, answer, (place,))
@@ -299,7 +299,8 @@ def _ask_two_regions(scene: Scene, generator: np.random.Generator) -> QuestionAn
         f"find the {one} and the {other}",
         f"show me the {one} and the {other}",
     )
-    answer = f"the {one} is here {REGION_MARKER} and the {other} is here {REGION_MARKER}"
+    # not "the ... is here": answers in words begin like that ("the red ring and the blue cross")
+    answer = f"here is the {one} {REGION_MARKER} and here is the {other} {REGION_MARKER}"
     return _turn(generator, "two_regions", wordings, answer, (first, second))
 
 

@@ -34,7 +34,7 @@ PUBLIC_MODULES = {
 # Lower layers first; a file imports only what stands in its own layer or above.
 LAYERS = [
     {"errors", "near_misses"},
-    {"tokens", "specs", "hookspecs", "options", "geometry", "strict_yaml", "problems"},
+    {"tokens", "specs", "hookspecs", "options", "geometry", "strict_yaml", "problems", "atomic"},
     {"types", "offers", "registry"},
     {"interfaces", "discovery", "losses"},
     {"plugins", "bridge", "lora"},

@@ -200,6 +200,6 @@ def test_a_call_about_nothing_is_refused_when_the_head_looks_at_media(model):
         targets={"temporal": (0,)},
     )
     with pytest.raises(
-        DataError, match="talk/bare: task 'temporal' looks at an image or a video, but .* none"
+        DataError, match=r"talk/bare: task 'temporal' looks at an image or a video, but .* none"
     ):
         encoder_of(model).encode(sample, "talk")

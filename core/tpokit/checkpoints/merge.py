@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from tpokit.checkpoints.atomic import whole_folder
+from tpokit.atomic import whole_folder
 from tpokit.checkpoints.store import fill_model, load_weights, saved_folder, saved_recipe
 from tpokit.errors import CheckpointError, UsageError
 from tpokit.lora import merge_lora

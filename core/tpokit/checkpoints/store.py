@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tpokit.checkpoints.atomic import whole_folder
+from tpokit.atomic import whole_folder
 from tpokit.checkpoints.tensors import declared_shape, file_tensors
 from tpokit.errors import CheckpointError
 from tpokit.lora import add_lora, has_lora

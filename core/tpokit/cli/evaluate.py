@@ -18,7 +18,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a trained model on the evaluate: section of its recipe."""
-    from tpokit.checkpoints.atomic import write_json
+    from tpokit.atomic import write_json
     from tpokit.evaluation.runner import evaluate_run
     from tpokit.reporting.console import score_table
 

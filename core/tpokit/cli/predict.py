@@ -24,7 +24,7 @@ def predict(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
 ) -> None:
     """Ask a trained model about images and videos."""
-    from tpokit.checkpoints.atomic import write_json
+    from tpokit.atomic import write_json
     from tpokit.inference.predictor import load
     from tpokit.reporting.console import show_answer
 

@@ -116,6 +116,7 @@ class Encoder:
             media=sample.media,
             info=tuple(example.media),
             views=tuple(example.head_views.get(task, ())),
+            sample_id=sample.id,
         )
 
     def _check(self, sample: Sample, turns: Sequence[Turn], where: str, answer_next: bool) -> None:

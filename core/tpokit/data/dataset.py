@@ -2,60 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from torch.utils.data import Dataset
 
+from tpokit.data.bad_samples import BadSample, BadSampleLimit, Reading
 from tpokit.data.conversation import Encoder
-from tpokit.data.mixing import Mixture, generator
+from tpokit.data.mixing import Draw, Mixture, generator, number, permuted
 from tpokit.errors import DataError
 from tpokit.interfaces import DataSource
-from tpokit.types import Example, Sample
+from tpokit.tokens import marked_tasks
+from tpokit.types import Sample
 
 if TYPE_CHECKING:
     from tpokit.plugins import Plugins
     from tpokit.recipe import Recipe
 
+_STAND_INS = 100  # other samples that are looked at, at most, to replace one
 
-class MixedDataset(Dataset[Example]):
-    """Item i is the i-th sample of a stage, the same on every rank and after a resume."""
+
+class MixedDataset(Dataset[Reading]):
+    """Item i is the i-th sample of a stage, the same on every rank and after a resume.
+
+    A sample that cannot be read is replaced by another one of the same data entry, one that calls
+    the same heads where there is one; which one follows from the seed and i alone.
+    """
 
     def __init__(
         self,
         sources: Mapping[str, DataSource],
         mix: Mapping[str, float],
-        length: int,
         seed: int,
         encoder: Encoder,
+        limit: BadSampleLimit,
     ) -> None:
         """Prepare the order; nothing is read yet.
 
         Args:
             sources: By name of the recipe's data entry.
             mix: Name to share of samples.
-            length: Number of samples in the stage.
             seed: Of the stage.
             encoder: For the model that is trained.
+            limit: Number of samples in the stage, and how many may be bad.
         """
         self._sources = sources
-        self._length = length
         self._seed = seed
         self._encoder = encoder
+        self._limit = limit
         self._mixture = Mixture(mix, {name: len(sources[name]) for name in mix}, seed)
 
     def __len__(self) -> int:
-        return self._length
+        return self._limit.samples
 
-    def sample(self, position: int) -> tuple[str, Sample]:
-        """Source name and sample at a position, not encoded."""
+    def __getitem__(self, position: int) -> Reading:
         draw = self._mixture.draw(position)
-        random = generator(self._seed, draw.epoch, f"{draw.source}/{draw.index}", "read")
-        return draw.source, self._sources[draw.source].read(draw.index, random)
+        bad: list[BadSample] = []
+        for index in chain([draw.index], self._stand_ins(draw, position)):
+            sample = None
+            try:
+                sample = self._read(draw, index)
+                return Reading(self._encoder.encode(sample, draw.source), tuple(bad))
+            except DataError as cause:
+                name = None if sample is None else sample.id
+                bad.append(BadSample(position, draw.source, index, name, str(cause)))
+            if len(bad) > self._limit.allowed(position):
+                break  # the run stops here: nothing to look for
+        return Reading(None, tuple(bad))
 
-    def __getitem__(self, position: int) -> Example:
-        source, sample = self.sample(position)
-        return self._encoder.encode(sample, source)
+    def _read(self, draw: Draw, index: int) -> Sample:
+        random = generator(self._seed, draw.epoch, f"{draw.source}/{index}", "read")
+        return self._sources[draw.source].read(index, random)
+
+    def _stand_ins(self, draw: Draw, position: int) -> Iterator[int]:
+        """Other samples of an entry: those that call the same heads first, in an order of the
+        position's own.
+        """
+        wanted = self._tasks(draw, draw.index)
+        size = len(self._sources[draw.source])
+        key = number("replace", self._seed, draw.source, position)
+        order = (permuted(offset, size, key) for offset in range(size))
+        rest = []
+        for index in islice((index for index in order if index != draw.index), _STAND_INS):
+            if wanted is None or self._tasks(draw, index) == wanted:
+                yield index
+            else:
+                rest.append(index)
+        yield from rest
+
+    def _tasks(self, draw: Draw, index: int) -> frozenset[str] | None:
+        """Heads that the answers of a sample call; ``None`` if it cannot be read."""
+        try:
+            turns = self._read(draw, index).turns
+        except DataError:
+            return None
+        said = " ".join(turn.text for turn in turns if turn.role == "assistant")
+        return frozenset(marked_tasks(said, self._encoder.heads))
 
 
 def open_sources(recipe: Recipe, plugins: Plugins, names: Collection[str]) -> dict[str, DataSource]:

@@ -9,13 +9,15 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from tpokit.checkpoints.atomic import write_text
+from tpokit.atomic import write_text
 
 LOG_FILE = "log.jsonl"
 RATE = "learning_rate."
 """In front of a part: its learning rate."""
 SPEED = "samples_per_s"
 """Over all devices."""
+BAD_SAMPLES = "bad_samples"
+"""How many of the stage could not be read so far; left out while there are none."""
 
 
 class StageLog(TrainerCallback):  # type: ignore[misc] # transformers is not typed

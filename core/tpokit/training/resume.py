@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tpokit.checkpoints.atomic import finish, is_partial, partial_name, writing
+from tpokit.atomic import finish, is_partial, partial_name, writing
 from tpokit.errors import UsageError
 from tpokit.training.ranks import Ranks
 

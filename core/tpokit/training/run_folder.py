@@ -17,11 +17,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tpokit.checkpoints.atomic import is_partial, write_json, write_text
+from tpokit.atomic import is_partial, write_json, write_text
 from tpokit.checkpoints.store import MODEL_FILE, RECIPE_FILE, RUN_FILE
-from tpokit.data.bad_samples import BAD_SAMPLES_FILE
 from tpokit.errors import UsageError
 from tpokit.recipe import Recipe, StageEntry, difference, load_recipe
+from tpokit.training.bad_samples import BAD_SAMPLES_FILE
 from tpokit.training.callbacks import LOG_FILE
 
 _FORMAT = 1

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpokit.checkpoints.atomic import write_json
+from tpokit.atomic import write_json
 from tpokit.checkpoints.store import files_of, load_model, load_weights, save_model
 from tpokit.checkpoints.tensors import file_tensors, trained_state
+from tpokit.data.bad_samples import BadSample, BadSampleLimit
 from tpokit.data.conversation import Encoder
 from tpokit.data.dataset import MixedDataset, open_sources
 from tpokit.data.mixing import number
@@ -32,14 +33,15 @@ from tpokit.training.arguments import (
     gather,
     training_arguments,
 )
-from tpokit.training.callbacks import RATE, SPEED, StageLog, forget_rows, read_rows
+from tpokit.training.bad_samples import BadSampleList, forget_bad_samples
+from tpokit.training.callbacks import BAD_SAMPLES, RATE, SPEED, StageLog, forget_rows, read_rows
 from tpokit.training.memory import keep_freed_memory
 from tpokit.training.ranks import Ranks
 from tpokit.training.resume import StageCheckpoints, step_of
 from tpokit.training.run_folder import RunFolder
 from tpokit.training.trainer import TpoTrainer
 
-_NO_TERM = ("stage", "step", "grad_norm", SPEED)
+_NO_TERM = ("stage", "step", "grad_norm", SPEED, BAD_SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,22 @@ def _train_stage(job: _Job, stage: StageEntry) -> None:
     """Train one stage and save it."""
     recipe, ranks = job.recipe, job.ranks
     model, base = _ready_model(job, stage)
-    dataset = _dataset(job, stage, model)
+    limit = BadSampleLimit(recipe.run.bad_samples, stage.steps * stage.samples_per_step)
+    dataset = _dataset(job, stage, model, limit)
     ranks.once(job.folder.start)  # not before the model is built: a wrong option leaves no trace
+    ranks.once(job.folder.forget_scores)
     checkpoints = StageCheckpoints(job.folder.path, stage.name, ranks)
     newest = checkpoints.newest()
-    ranks.once(lambda: _forget_unfinished(job, stage, checkpoints, newest))
+    done = 0 if newest is None else step_of(newest)
+    kept = ranks.once(lambda: _forget_unfinished(job, stage, checkpoints, done))
+    bad_samples = BadSampleList(job.folder.bad_samples, stage.name, limit, ranks.first)
+    bad_samples.go_on(kept)
     if newest is not None:
         _say(job, f"going on from {newest}")
     split = Split.of(stage.samples_per_step, recipe.run.device_batch, ranks.world)
     arguments = training_arguments(recipe, stage, split, checkpoints.folder)
     if ranks.first:
         console.part_table(part_table(model, stage.train, recipe.rates(stage)), stage.name)
-    done = 0 if newest is None else step_of(newest)
     with console.TrainingProgress(
         stage.name, stage.steps, stage.samples_per_step, done, ranks.first
     ) as progress:
@@ -139,8 +145,11 @@ def _train_stage(job: _Job, stage: StageEntry) -> None:
             stage,
             checkpoints,
             [StageLog(stage.name, job.folder.log, progress.update)],
+            bad_samples,
         )
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    if bad_samples.count:
+        _say(job, f"{bad_samples.count} bad samples were replaced: {job.folder.bad_samples}")
     _save(job, stage, model, base, checkpoints)
     trainer.release()
     forget_engine()
@@ -163,25 +172,29 @@ def _ready_model(job: _Job, stage: StageEntry) -> tuple[TpoModel, dict[str, str]
     return model, base
 
 
-def _dataset(job: _Job, stage: StageEntry, model: TpoModel) -> MixedDataset:
+def _dataset(job: _Job, stage: StageEntry, model: TpoModel, limit: BadSampleLimit) -> MixedDataset:
     recipe, processor = job.recipe, model.backbone.processor
     heads = {task: model.head(task) for task in model.heads}
     length = recipe.run.max_length or processor.max_length
     return MixedDataset(
         open_sources(recipe, job.plugins, stage.mix),
         stage.mix,
-        stage.steps * stage.samples_per_step,
         number("stage", recipe.seed, stage.name),
         Encoder(processor, heads, model.tokens, length),
+        limit,
     )
 
 
 def _forget_unfinished(
-    job: _Job, stage: StageEntry, checkpoints: StageCheckpoints, newest: Path | None
-) -> None:
-    """Take away what an interrupted run left behind its newest whole checkpoint."""
+    job: _Job, stage: StageEntry, checkpoints: StageCheckpoints, done: int
+) -> list[BadSample]:
+    """Take away what an interrupted run left behind its newest whole checkpoint; gives the bad
+    samples before it.
+    """
     checkpoints.clean()
-    forget_rows(job.folder.log, stage.name, 0 if newest is None else step_of(newest))
+    forget_rows(job.folder.log, stage.name, done)
+    samples = done * stage.samples_per_step
+    return forget_bad_samples(job.folder.bad_samples, stage.name, samples)
 
 
 def _save(

@@ -25,13 +25,15 @@ from transformers.trainer_callback import PrinterCallback
 
 from tpokit.checkpoints.store import read_tensors
 from tpokit.checkpoints.tensors import trained_state, trained_tensors
+from tpokit.data.bad_samples import BadSample, ReadBatch, Reading, ReadingCollator
 from tpokit.data.collate import Collator
 from tpokit.errors import DataError, TrainingError
 from tpokit.losses import ASSIGN, LANGUAGE, CombinedLoss, explain_non_finite
 from tpokit.model import TpoModel
 from tpokit.parts import parameter_groups
 from tpokit.recipe import Recipe, StageEntry
-from tpokit.training.callbacks import RATE, SPEED
+from tpokit.training.bad_samples import BadSampleList
+from tpokit.training.callbacks import BAD_SAMPLES, RATE, SPEED
 from tpokit.training.meter import TermMeter
 from tpokit.training.ranks import Ranks
 from tpokit.training.resume import StageCheckpoints
@@ -58,11 +60,12 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         self,
         model: TpoModel,
         arguments: TrainingArguments,
-        dataset: Dataset[Example],
+        dataset: Dataset[Reading] | Dataset[Example],
         recipe: Recipe,
         stage: StageEntry,
         checkpoints: StageCheckpoints,
         callbacks: list[TrainerCallback],
+        bad_samples: BadSampleList,
     ) -> None:
         """Prepare a stage.
 
@@ -74,8 +77,10 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
             stage: The stage.
             checkpoints: Where checkpoints inside the stage go.
             callbacks: Told of every line of the log.
+            bad_samples: Takes in what the data set replaced.
         """
         self._stage = stage
+        self._bad_samples = bad_samples
         self._rates = recipe.rates(stage)
         self._ranks = Ranks.here()
         self._checkpoints = checkpoints
@@ -95,7 +100,7 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         super().__init__(
             model=model,
             args=arguments,
-            data_collator=Collator(processor, heads, model.tokens),
+            data_collator=ReadingCollator(Collator(processor, heads, model.tokens)),
             train_dataset=dataset,
             callbacks=callbacks,
         )
@@ -115,24 +120,41 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         return SequentialSampler(train_dataset or self.train_dataset)
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+        self, epoch_iterator: Iterator[ReadBatch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Mapping[str, float]]:
-        """The micro-batches of a step and the counts of all its terms over all ranks."""
+        """The micro-batches of a step and the counts of all its terms over all ranks.
+
+        Raises:
+            DataError: Too many samples could not be read; on all ranks alike.
+        """
         try:
-            batches = list(islice(epoch_iterator, num_batches))
+            read = list(islice(epoch_iterator, num_batches))
         except DataError as cause:
             raise DataError(_own_message(cause)) from None
+        batches = [found.batch for found in read if found.batch is not None]
+        bad = [sample for found in read for sample in found.bad]
         totals = torch.tensor(
-            [sum(batch.counts.get(name, 0.0) for batch in batches) for name in self._term_names],
+            [sum(batch.counts.get(name, 0.0) for batch in batches) for name in self._term_names]
+            + [len(bad), len(read) - len(batches)],
             dtype=torch.float64,
         )
         if self._ranks.world > 1:
             totals = totals.to(device)
             dist.all_reduce(totals)
-        counts = dict(zip(self._term_names, totals.tolist(), strict=True))
+        *totals_of_terms, bad_count, missing = totals.tolist()
+        if bad_count:
+            self._bad_samples.take(self._of_all_ranks(bad), whole=not missing)
+        counts = dict(zip(self._term_names, totals_of_terms, strict=True))
         self._meter.step(counts)
         self._step_samples = tuple(name for batch in batches for name in batch.samples)
         return batches, counts
+
+    def _of_all_ranks(self, bad: list[BadSample]) -> list[BadSample]:
+        if self._ranks.world == 1:
+            return bad
+        found: list[list[BadSample]] = [[] for _ in range(self._ranks.world)]
+        dist.all_gather_object(found, bad)
+        return [sample for samples in found for sample in samples]
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return inputs.to(self.args.device, non_blocking=True)
@@ -209,6 +231,8 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
             )
             samples = (step - before) * self._stage.samples_per_step
             logs[SPEED] = samples / max(now - since, 1e-9)
+            if self._bad_samples.count:
+                logs[BAD_SAMPLES] = self._bad_samples.count
         super().log(logs, start_time)
 
     # ---- checkpoints inside the stage ----

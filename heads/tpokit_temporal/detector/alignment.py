@@ -81,15 +81,15 @@ class Aligner(nn.Module):
         moment, other, encoded_clips = encoded[:, 0], encoded[:, 1], encoded[:, 2:]
         place = torch.arange(text_mask.shape[1], device=text_mask.device)
         is_word = (place >= text.dummies).expand_as(text_mask)
-        summaries, encoded_text = self.sentence_encoder.summaries(
-            *self.sentence.lead(text.tokens, text.positions), _groups(is_word, text_mask), 2
+        read = self.sentence_encoder(
+            *self.sentence.lead(text.tokens, text.positions), _groups(is_word, text_mask), taught=2
         )
         return Alignment(
             moment=moment,
             other=other,
-            sentence=summaries[:, 0],
-            dummy_sentence=summaries[:, 1],
-            moment_similarity=encoded_clips.detach() @ encoded_text.transpose(1, 2),
+            sentence=read[:, 0],
+            dummy_sentence=read[:, 1],
+            moment_similarity=encoded_clips.detach() @ read.detach()[:, 2:].transpose(1, 2),
             clips=encoded_clips,
             relevant=relevant,
         )

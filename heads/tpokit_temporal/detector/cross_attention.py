@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tpokit_temporal.detector import in_pieces
+from tpokit_temporal.detector import layers_in_pieces
 from tpokit_temporal.detector.layers import (
-    AddSometimes,
     FeedForward,
+    add_branch,
     hiding,
     join_heads,
+    kept_branches,
     split_heads,
+    weights_of,
 )
 
 
@@ -54,44 +56,48 @@ class TextToClipsLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, hidden, dropout)
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.add = AddSometimes(dropout)
         nn.init.zeros_(self.output.bias)
 
     def forward(
-        self, clips: Tensor, seen: tuple[Tensor, Tensor, Tensor], bias: Tensor
+        self, clips: Tensor, positions: Tensor, text: tuple[Tensor, Tensor], bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Clips after the layer and their attention.
 
         Args:
             clips: ``[b, l, d]``.
-            seen: Queries ``[b, l, d]``, keys ``[b, s, d]`` and values of words ``[b, t, d]``.
+            positions: ``[b, l, d]``.
+            text: Keys ``[b, s, d]`` and values of words ``[b, t, d]``.
             bias: From `hiding`, ``[b, 1 or h, 1 or l, s]``.
 
         Returns:
             ``[b, l, d]`` and ``[b, l, s]``, mean over heads.
         """
-        taken, shares = self._attend(seen, bias)
-        return self._update(clips, self.output(taken)), shares
+        rate = self.dropout if self.training else 0.0
+        kept = kept_branches(2, clips, rate)
+        if layers_in_pieces.works_on(clips):
+            settings = layers_in_pieces.Settings(self.heads, rate, *clips.shape[1:2] * 2)
+            weights = weights_of(
+                self.output, self.attention_norm, self.feed_forward, self.feed_forward_norm
+            )
+            return layers_in_pieces.text_to_clips_layer(
+                (clips, positions), text, bias, kept, settings, weights
+            )
+        queries, keys, words = (split_heads(x, self.heads) for x in (clips + positions, *text))
+        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+        shares = (scores + bias).softmax(-1)
+        taken = functional.dropout(shares[..., -words.shape[2] :], rate).to(words.dtype)
+        attended = self.output(join_heads(taken @ words))
+        return self._update(clips, attended, kept), shares.mean(1)
 
     def without_text(self, tokens: Tensor) -> Tensor:
         """Tokens ``[b, i, d]`` after the layer when there is no text: only the bias comes in."""
-        return self._update(tokens, self.output.bias)
+        kept = kept_branches(2, tokens, self.dropout if self.training else 0.0)
+        return self._update(tokens, self.output.bias.expand_as(tokens), kept)
 
-    def _attend(
-        self, seen: tuple[Tensor, Tensor, Tensor], bias: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        rate = self.dropout if self.training else 0.0
-        if in_pieces.works_on(seen[0]):
-            return in_pieces.attention(seen, bias, self.heads, rate, averaged=True)
-        queries, keys, words = (split_heads(x, self.heads) for x in seen)
-        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-        shares = (scores + bias).softmax(-1)
-        taken = functional.dropout(shares[..., -words.shape[2] :], rate)
-        return join_heads(taken.to(words.dtype) @ words), shares.mean(1)
-
-    def _update(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = self.add(x, attended)
-        return self.feed_forward_norm(self.add(x, self.feed_forward(self.attention_norm(x))))
+    def _update(self, x: Tensor, attended: Tensor, kept: Tensor | None) -> Tensor:
+        x = add_branch(x, attended, kept, 0)
+        inner = self.feed_forward(self.attention_norm(x))
+        return self.feed_forward_norm(add_branch(x, inner, kept, 1))
 
 
 class TextToClips(nn.ModuleList):
@@ -115,11 +121,11 @@ class TextToClips(nn.ModuleList):
         Returns:
             ``[b, l, d]`` after all layers, and attention ``[b, l, s]``, mean over heads and layers.
         """
-        keys, words = text.tokens + text.positions, text.tokens[:, text.dummies :]
+        read = text.tokens + text.positions, text.tokens[:, text.dummies :]
         bias = hiding(hidden, clips)
         maps: list[Tensor] = []
         for layer in self:
-            clips, shares = layer(clips, (clips + positions, keys, words), bias)
+            clips, shares = layer(clips, positions, read, bias)
             maps.append(shares)
         return clips, sum(maps[1:], start=maps[0]) / len(maps)
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from tpokit_temporal.detector.layers import (
-    AddSometimes,
     FeedForward,
+    add_branch,
     attend,
     dropout,
     hiding,
     join_heads,
+    kept_branches,
     mlp,
     split_heads,
 )
@@ -129,7 +130,7 @@ class DecoderLayer(nn.Module):
         self.clip_attention_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, hidden, dropout)
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.add = AddSometimes(dropout)
+        self.dropout = dropout
 
     def forward(
         self,
@@ -140,11 +141,13 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """New content ``[b, q, d]``; arguments as of `ClipAttention.forward`."""
         content, position, sines = queries
+        kept = kept_branches(3, content, self.dropout if self.training else 0.0)
         attended = self.self_attention(content, position)
-        content = self.self_attention_norm(self.add(content, attended))
+        content = self.self_attention_norm(add_branch(content, attended, kept, 0))
         attended = self.clip_attention((content, position, sines), clips, places, bias)
-        content = self.clip_attention_norm(self.add(content, attended))
-        return self.feed_forward_norm(self.add(content, self.feed_forward(content)))
+        content = self.clip_attention_norm(add_branch(content, attended, kept, 1))
+        inner = self.feed_forward(content)
+        return self.feed_forward_norm(add_branch(content, inner, kept, 2))
 
 
 class Decoder(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tpokit_temporal.detector import in_pieces
+from tpokit_temporal.detector import in_pieces, layers_in_pieces
 
 _FIRST_SLOPE = 0.25
 
@@ -40,7 +40,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     """Dropout, for training; see `in_pieces` for why not torch's own on a CPU."""
     if not rate:
         return x
-    if in_pieces.works_on(x):
+    if layers_in_pieces.works_on(x):
         return x * in_pieces.dropout_mask(x, rate)
     return functional.dropout(x, rate)
 
@@ -59,13 +59,35 @@ def attend(
     Returns:
         ``[b, i, e]``.
     """
-    if in_pieces.works_on(tokens[0]):
-        return in_pieces.attention(tokens, bias, heads, rate)[0]
     queries, keys, values = (split_heads(x, heads) for x in tokens)
     bias = None if bias is None else bias.to(queries.dtype)
     return join_heads(
         functional.scaled_dot_product_attention(queries, keys, values, bias, dropout_p=rate)
     )
+
+
+def kept_branches(count: int, x: Tensor, rate: float) -> Tensor | None:
+    """Stochastic depth: which samples keep which branch.
+
+    Args:
+        count: Number of branches.
+        x: ``[b, i, d]`` tokens that the branches are added to.
+        rate: Share of samples that go without, for each branch; 0 outside training.
+
+    Returns:
+        ``[count, b, 1, 1]`` what a branch is to be multiplied with, 0 or a bit more than 1;
+        ``None`` for 1.
+    """
+    if not rate:
+        return None
+    return torch.empty(count, len(x), 1, 1, dtype=x.dtype, device=x.device).bernoulli_(
+        1 - rate
+    ).div_(1 - rate)
+
+
+def add_branch(x: Tensor, branch: Tensor, kept: Tensor | None, index: int) -> Tensor:
+    """``x + branch``, with branch ``index`` of `kept_branches`."""
+    return x + branch if kept is None else torch.addcmul(x, branch, kept[index].to(branch.dtype))
 
 
 def mlp(widths: Sequence[int]) -> nn.Sequential:
@@ -74,26 +96,6 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
-
-
-class AddSometimes(nn.Module):
-    """Adds a branch to its input, in training for a random part of the samples only.
-
-    Stochastic depth, drawn for each sample; what is added is scaled so that the mean stays.
-    """
-
-    def __init__(self, rate: float) -> None:
-        """Keep the share of samples that are left out."""
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        """``x + branch``; both ``[b, i, d]``, or ``branch`` ``[d]``."""
-        if not self.training or self.rate == 0:
-            return x + branch
-        kept = torch.full((len(x), 1, 1), 1 - self.rate, device=x.device)
-        kept = kept.bernoulli_() / (1 - self.rate)
-        return torch.addcmul(x, branch, kept.to(branch.dtype))
 
 
 class FeedForward(nn.Module):
@@ -109,13 +111,20 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., d]`` to ``[..., d]``."""
-        rate = self.dropout if self.training else 0.0
-        if in_pieces.works_on(x):
-            first, second = self.first, self.second
-            weights = first.weight, first.bias, self.slope, second.weight, second.bias
-            return in_pieces.feed_forward(x, weights, rate)
         hidden = functional.prelu(self.first(x), self.slope)
-        return self.second(functional.dropout(hidden, rate))
+        return self.second(dropout(hidden, self.dropout if self.training else 0.0))
+
+
+def weights_of(*modules: nn.Linear | nn.LayerNorm | FeedForward) -> tuple[Tensor, ...]:
+    """In the order that `layers_in_pieces` wants: weight and bias of each."""
+    found: list[Tensor] = []
+    for module in modules:
+        if isinstance(module, FeedForward):
+            first, second = module.first, module.second
+            found += [first.weight, first.bias, module.slope, second.weight, second.bias]
+        else:
+            found += [module.weight, module.bias]
+    return tuple(found)
 
 
 class EncoderLayer(nn.Module):
@@ -133,32 +142,61 @@ class EncoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, hidden, dropout)
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.add = AddSometimes(dropout)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
         nn.init.zeros_(self.output.bias)
 
-    def project(
-        self, x: Tensor, positions: Tensor, asking: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the first ``asking`` tokens; keys and values of all, ``[b, s, d]``."""
-        placed = x + positions
-        weights, biases = self.projection.weight.chunk(3), self.projection.bias.chunk(3)
-        sides = zip((placed[:, :asking], placed, x), weights, biases, strict=True)
-        queries, keys, values = (functional.linear(*side) for side in sides)
-        return queries, keys, values
-
-    def update(self, x: Tensor, seen: tuple[Tensor, Tensor, Tensor], bias: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor, bias: Tensor, asking: int, taught: int
+    ) -> Tensor:
         """Tokens after the layer.
 
         Args:
-            x: ``[b, i, d]`` tokens.
-            seen: Their queries, and keys and values.
-            bias: From `hiding`, ``[b, 1, 1 or i, s]``.
+            x: ``[b, s, d]``.
+            positions: ``[1 or b, s, d]``.
+            bias: From `hiding`, ``[1 or b, 1, 1 or s, s]``.
+            asking: How many tokens are wanted.
+            taught: How many of them, from the first, have a gradient; the others cost no backward
+                pass and must not be taken for more than values.
+
+        Returns:
+            ``[b, asking, d]``.
         """
-        attended = attend(seen, bias, self.heads, self.dropout if self.training else 0.0)
-        x = self.attention_norm(self.add(x, self.output(attended)))
-        return self.feed_forward_norm(self.add(x, self.feed_forward(x)))
+        rate = self.dropout if self.training else 0.0
+        kept = kept_branches(2, x, rate)
+        if layers_in_pieces.works_on(x):
+            settings = layers_in_pieces.Settings(self.heads, rate, asking, taught)
+            weights = weights_of(
+                self.projection,
+                self.output,
+                self.attention_norm,
+                self.feed_forward,
+                self.feed_forward_norm,
+            )
+            return layers_in_pieces.encoder_layer(x, positions, bias, kept, settings, weights)
+        placed = x + positions
+        sides = zip(self.projection.weight.chunk(3), self.projection.bias.chunk(3), strict=True)
+        inputs = placed[:, :asking], placed, x
+        seen = [functional.linear(y, *side) for y, side in zip(inputs, sides, strict=True)]
+        x = x[:, :asking]
+        if taught == asking:
+            return self._update(x, seen, bias, kept)
+        parts = []
+        for rows, learning in ((slice(taught), True), (slice(taught, asking), False)):
+            part_bias = bias[:, :, rows] if bias.shape[2] > 1 else bias
+            with torch.set_grad_enabled(learning and torch.is_grad_enabled()):
+                part = [seen[0][:, rows], *seen[1:]]
+                parts.append(self._update(x[:, rows], part, part_bias, kept))
+        return torch.cat(parts, 1)
+
+    def _update(
+        self, x: Tensor, seen: Sequence[Tensor], bias: Tensor, kept: Tensor | None
+    ) -> Tensor:
+        queries, keys, values = seen
+        rate = self.dropout if self.training else 0.0
+        attended = attend((queries, keys, values), bias, self.heads, rate)
+        x = self.attention_norm(add_branch(x, self.output(attended), kept, 0))
+        return self.feed_forward_norm(add_branch(x, self.feed_forward(x), kept, 1))
 
 
 class Encoder(nn.ModuleList):
@@ -169,50 +207,34 @@ class Encoder(nn.ModuleList):
         super().__init__(EncoderLayer(width, hidden, heads, dropout) for _ in range(depth))
 
     def forward(
-        self, x: Tensor, positions: Tensor, hidden: Tensor, asking: int | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        hidden: Tensor,
+        asking: int | None = None,
+        taught: int | None = None,
     ) -> Tensor:
         """Encode tokens.
 
         Args:
             x: ``[b, s, d]``.
-            positions: Broadcasts to ``[b, s, d]``.
-            hidden: ``[b, 1, 1 or s, s]`` bool: which token (last dimension) is hidden from which.
-            asking: How many tokens are wanted; the others are left out of the last layer.
+            positions: ``[1 or b, s, d]``.
+            hidden: ``[1 or b, 1, 1 or s, s]`` bool: which token (last dimension) is hidden from
+                which.
+            asking: How many tokens are wanted, default all; the others are left out of the last
+                layer.
+            taught: How many of these have a gradient, default all; see `EncoderLayer.forward`.
 
         Returns:
             ``[b, asking, d]``.
         """
         bias = hiding(hidden, x)
-        for layer in self:
-            wanted = asking if asking is not None and layer is self[-1] else x.shape[1]
-            x = layer.update(
-                x[:, :wanted], layer.project(x, positions, wanted), _of_first(bias, wanted)
-            )
-        return x
-
-    def summaries(
-        self, x: Tensor, positions: Tensor, hidden: Tensor, count: int
-    ) -> tuple[Tensor, Tensor]:
-        """The first ``count`` tokens encoded, and the others, which in the last layer cost no
-        backward pass: they carry no gradient. Arguments as of `forward`.
-        """
-        bias = hiding(hidden, x)
+        count = x.shape[1]
         *before, last = self
         for layer in before:
-            x = layer.update(x, layer.project(x, positions, x.shape[1]), bias)
-        queries, keys, values = last.project(x, positions, x.shape[1])
-        summary = last.update(
-            x[:, :count], (queries[:, :count], keys, values), bias[:, :, :count]
-        )
-        with torch.no_grad():
-            seen = queries.detach()[:, count:], keys.detach(), values.detach()
-            others = last.update(x.detach()[:, count:], seen, bias[:, :, count:])
-        return summary, others
-
-
-def _of_first(bias: Tensor, asking: int) -> Tensor:
-    """``[b, 1, 1 or s, s]`` for the first tokens only."""
-    return bias[:, :, :asking] if bias.shape[2] > 1 else bias
+            x = layer(x, positions, bias, count, count)
+        asking = count if asking is None else asking
+        return last(x, positions, bias, asking, asking if taught is None else taught)
 
 
 class Projection(nn.ModuleList):

@@ -163,7 +163,7 @@ class Detector(nn.Module):
     def _text(self, words: Tensor, mask: Tensor) -> tuple[TextSide, Tensor]:
         """Conditioned dummies and words; and the mask ``[b, s]``, true for dummies."""
         dummies = self.dummies.to(words.dtype).expand(len(words), -1, -1)
-        positions = functional.pad(self.dummy_positions, (0, 0, 0, words.shape[1]))
+        positions = functional.pad(self.dummy_positions, (0, 0, 0, words.shape[1])).unsqueeze(0)
         mask = functional.pad(mask, (len(self.dummies), 0), value=True)
         tokens = torch.cat((dummies, words), 1)
         dummies = self.dummy_encoder(tokens, positions, ~mask[:, None, None], len(self.dummies))

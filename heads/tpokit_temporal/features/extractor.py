@@ -41,7 +41,7 @@ class Features(NamedTuple):
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Features:
         """The same on a device."""
-        there = {
+        there: dict[str, Any] = {
             name: None if part is None else part.to(device, non_blocking=non_blocking)
             for name, part in self._asdict().items()
         }
@@ -155,4 +155,5 @@ def padded(rows: Sequence[Tensor], width: int) -> tuple[Tensor, Tensor]:
 
 def unit(rows: Tensor) -> Tensor:
     """Rows ``[..., v]`` scaled to length 1 as published: ``x / (|x| + 1e-5)``."""
-    return rows / (torch.linalg.vector_norm(rows, dim=-1, keepdim=True) + _EPSILON)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / (lengths + _EPSILON)

@@ -94,9 +94,19 @@ class FileExtractor(FeatureExtractor):
                 f"{named} clips of {self._clip_s:g} s; more than features.slack_clips = "
                 f"{self._options.slack_clips} apart, so they cannot be of one video at these rates"
             )
-        cut = shortest if self._options.clips_max is None else self._options.clips_max
-        clips = np.concatenate([rows[: min(shortest, cut)] for rows in sources], axis=1)
-        return FilePrepared(len(clips), self._clip_s, clips, self._words(seen, media))
+        count = self._kept(shortest)
+        clip_s = self._clip_s
+        if count + self._options.slack_clips < shortest:
+            clip_s *= shortest / count
+            sources = [_averaged(rows[:shortest], self._clip_s, clip_s) for rows in sources]
+        clips = np.concatenate(
+            [
+                _scaled(rows[:count]) if source.normalise else rows[:count]
+                for source, rows in zip(self._options.video, sources, strict=True)
+            ],
+            axis=1,
+        )
+        return FilePrepared(count, clip_s, clips, self._words(seen, media))
 
     def collate(self, prepared: Sequence[FilePrepared]) -> Features:
         """Pad; see `FeatureExtractor`."""
@@ -121,14 +131,18 @@ class FileExtractor(FeatureExtractor):
         media: tpokit.Media,
         info: tpokit.MediaInfo,
     ) -> np.ndarray:
-        """Rows of one folder for one video, ``[l, width]``, one for each of the common clips."""
+        """Rows of one folder for one video, ``[l, width]``, one for each of the common clips, not
+        scaled.
+        """
         path = folder / source.pattern.format(video=media.path.stem)
         file = ArrayFile(path, source.key, _USUAL_OF_VIDEOS, where)
         array = file.read()
         file.check_shape(array, source.width, "clip")
         part = self._part(source, file, len(array), media, info)
-        rows = _averaged(file.rows(array, part), source.clip_s, self._clip_s)
-        return _scaled(rows) if source.normalise else rows
+        return _averaged(file.rows(array, part), source.clip_s, self._clip_s)
+
+    def _kept(self, clips: int) -> int:
+        return clips if self._options.clips_max is None else min(clips, self._options.clips_max)
 
     def _part(
         self,
@@ -169,8 +183,8 @@ class FileExtractor(FeatureExtractor):
         text = self._options.text
         if text is None or self._text_folder is None:
             return None
-        query_id = seen.where.partition("/")[2]  # of "data entry/sample id"
-        path = self._text_folder / text.pattern.format(query_id=query_id, video=media.path.stem)
+        named = text.pattern.format(query_id=seen.sample_id, video=media.path.stem)
+        path = self._text_folder / named
         file = ArrayFile(path, text.key, _USUAL_OF_TEXTS, seen.where)
         if not path.is_file():
             raise tpokit.DataError(
@@ -209,7 +223,7 @@ def _averaged(rows: np.ndarray, row_s: float, clip_s: float) -> np.ndarray:
     """
     if row_s == clip_s:
         return rows
-    clip_of = np.floor((np.arange(len(rows)) + 0.5) * (row_s / clip_s)).astype(np.int64)
+    clip_of = np.floor((np.arange(len(rows)) + 0.5) * (row_s / clip_s)).astype(int)
     firsts = np.flatnonzero(np.diff(clip_of, prepend=-1))
     counts = np.diff(firsts, append=len(rows))
     return (np.add.reduceat(rows, firsts, axis=0) / counts[:, None]).astype(np.float32)

@@ -148,7 +148,8 @@ class FileFeatures(Options):
         text: Features of the queries; default: the words are hidden states of the LLM.
         slack_clips: By how many clips the length of a file may differ from the video's duration
             (rounded down and up), and files of one video from one another.
-        clips_max: Only so many clips, the first ones, are looked at, as published; default all.
+        clips_max: Most clips of a video; default any number. Up to ``slack_clips`` more are cut
+            off, as published; the rows of a longer video are averaged into so many longer clips.
     """
 
     kind: Literal["files"] = "files"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tpokit.data import media as media_module
+from tpokit.data import video as video_module
 from tpokit.data.media import frame_times, read_media
 from tpokit.errors import DataError, UsageError
 from tpokit.types import Media, MediaNeed
@@ -157,7 +157,7 @@ def test_a_frame_is_shown_until_the_next_one(tmp_path):
 def test_consumers_share_one_pass_and_get_their_own_frames(tmp_path, monkeypatch):
     opened = []
     real = av.open
-    monkeypatch.setattr(media_module.av, "open", lambda *a, **k: opened.append(a) or real(*a, **k))
+    monkeypatch.setattr(video_module.av, "open", lambda *a, **k: opened.append(a) or real(*a, **k))
     path = write_video(tmp_path / "a.mp4")
     opened.clear()
     views = read_media(
@@ -167,28 +167,6 @@ def test_consumers_share_one_pass_and_get_their_own_frames(tmp_path, monkeypatch
     assert numbers(views["few"]) == [15, 25]
     assert numbers(views["many"]) == [11, 13, 15, 17, 19, 21, 23, 25, 27, 29]
     assert views["few"].duration_s == views["many"].duration_s == 2.0
-
-
-@pytest.mark.parametrize("gop", [12, 300])
-def test_jumping_over_a_long_gap_gives_the_same_frames(tmp_path, monkeypatch, gop):
-    path = write_video(tmp_path / "a.mp4", frames=300, gop=gop)
-    jumped = read_video(path, MediaNeed(frames=4), 9.0, 30.0)
-    monkeypatch.setattr(media_module, "_JUMP_S", 1e9)
-    walked = read_video(path, MediaNeed(frames=4), 9.0, 30.0)
-    assert jumped.times_s == walked.times_s
-    assert numbers(jumped) == numbers(walked)
-    np.testing.assert_array_equal(jumped.frames, walked.frames)
-
-
-def test_jumping_decodes_less(tmp_path, monkeypatch):
-    path = write_video(tmp_path / "a.mp4", frames=300, gop=12)
-    decoded = []
-    real = media_module._Cursor._advance
-    monkeypatch.setattr(
-        media_module._Cursor, "_advance", lambda cursor: decoded.append(1) or real(cursor)
-    )
-    assert numbers(read_video(path, MediaNeed(frames=1), 27.0, 29.0)) == [30]
-    assert len(decoded) < 30
 
 
 def test_a_clip_that_was_filmed_upright_is_shown_upright(tmp_path):
@@ -211,27 +189,6 @@ def test_other_containers_count_from_their_first_frame(tmp_path, name):
 def test_sound_in_front_of_the_pictures_does_no_harm(tmp_path):
     view = read_video(write_video(tmp_path / "a.mp4", audio=True), MediaNeed(frames=4), 0.0, 4.0)
     assert numbers(view) == [5, 15, 25, 35]
-
-
-def test_a_missing_duration_is_found_by_looking(tmp_path, monkeypatch):
-    class Silent:
-        """A stream whose header says no duration."""
-
-        duration = None
-
-        def __init__(self, inner):
-            self.inner, self.metadata = inner, {}
-
-        def __getattr__(self, name):
-            return getattr(self.inner, name)
-
-    path = write_video(tmp_path / "a.mp4")
-    with av.open(str(path)) as container:
-        stream = Silent(container.streams.video[0])
-        found = media_module._duration(
-            Silent(container), stream, Media("video", path), float("inf")
-        )
-    assert found == pytest.approx(4.0)
 
 
 # ---- what can go wrong ----
@@ -280,5 +237,5 @@ def test_a_truncated_video_is_an_error_and_never_a_still(tmp_path, name):
 
 def test_decoding_that_takes_too_long_is_given_up(tmp_path):
     path = write_video(tmp_path / "a.mp4")
-    with pytest.raises(DataError, match=r"a\.mp4: .*(given up|timed out|exit requested)"):
+    with pytest.raises(DataError, match=r"a\.mp4: decoding took longer than 0\.0001 s, given up"):
         read_video(path, MediaNeed(frames=8), limit_s=1e-4)

@@ -16,10 +16,12 @@ from torch.utils.data import Dataset
 from tests.core.training.small_runs import read_recipe
 from tests.core.training.tiny import LineOptions, Lines
 from tpokit.checkpoints.tensors import trained_state, trained_tensors
+from tpokit.data.bad_samples import BadSampleLimit
 from tpokit.data.conversation import Encoder
 from tpokit.model import build_model
 from tpokit.parts import set_modes
 from tpokit.training.arguments import ZERO_STAGES, Split, forget_engine, gather, training_arguments
+from tpokit.training.bad_samples import BadSampleList
 from tpokit.training.ranks import Ranks
 from tpokit.training.resume import StageCheckpoints
 from tpokit.training.stages import train
@@ -71,6 +73,7 @@ def change(folder, engine, device_batch=2):
         stage,
         StageCheckpoints(folder, stage.name, ranks),
         [],
+        BadSampleList(folder / "bad.jsonl", stage.name, BadSampleLimit(0, len(ORDER)), ranks.first),
     )
     trainer.train()
     after = trained_state(trained_tensors(model), gather if zero else None)

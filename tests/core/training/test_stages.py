@@ -80,6 +80,15 @@ def test_one_stage_after_the_other_is_the_same_as_the_whole_run(tmp_path, finish
     )
 
 
+def test_scores_of_a_finished_run_are_forgotten_when_a_stage_is_added(tmp_path):
+    recipe, plugins = read_recipe(short(tmp_path))
+    train(recipe, plugins, stage="assign")
+    scores = tmp_path / "run" / "evaluation.json"
+    scores.write_text('{"before": {"scores": {"a": 0.1}}, "after": {"scores": {"a": 0.2}}}')
+    train(recipe, plugins, stage="heads")
+    assert json.loads(scores.read_text()) == {"before": {"scores": {"a": 0.1}}}
+
+
 def test_a_run_leaves_a_model_a_log_and_curves(finished, tmp_path):
     folder, _, plugins = finished
     assert json.loads((folder / "run.json").read_text())["done"] == ["assign", "heads"]

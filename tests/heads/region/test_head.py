@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tpokit import Box, DataError, MediaInfo, Seen, TpokitError, Host
+from tpokit import Box, DataError, Host, MediaInfo, Seen, TpokitError
 from tpokit_region.head import RegionHead
 from tpokit_region.options import RegionOptions
 

@@ -1,9 +1,6 @@
-"""Frozen dual encoders, on tiny random CLIP, SigLIP and X-CLIP models made here."""
+"""Frozen dual encoders, tiny random ones: what they give, and that no checkpoint holds them."""
 
-import functools
 import pickle
-import shutil
-from pathlib import Path
 
 import av
 import numpy as np
@@ -11,168 +8,34 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    PreTrainedTokenizerFast,
-    Siglip2Config,
-    Siglip2ImageProcessor,
-    Siglip2Model,
-    SiglipConfig,
-    SiglipImageProcessor,
-    SiglipModel,
-    VideoMAEImageProcessor,
-    ViTConfig,
-    ViTModel,
-    XCLIPConfig,
-    XCLIPModel,
 )
 
-from tpokit import CheckpointError, DataError, Media, MediaInfo, Seen, UsageError, View
+from tests.heads.temporal.tiny_encoders import (
+    CPU,
+    KINDS,
+    LONGEST,
+    call,
+    extractor,
+    features,
+    frames,
+    saved_models,
+    shared,
+    video,
+)
+from tpokit import Media, Seen, UsageError
 from tpokit.data.media import read_media
-from tpokit.types import moved
-from tpokit_temporal.features import encoder_extractor
-from tpokit_temporal.features.encoder_extractor import EncoderExtractor, clip_frames
-from tpokit_temporal.features.extractor import make_extractor, unit
-from tpokit_temporal.features.options import EncoderFeatures
-
-CPU = torch.device("cpu")
-KINDS = ("clip", "siglip", "xclip")
-WORDS = ["<pad>", "<unk>", "<s>", "</s>", "when", "does", "the", "a", "red", "cat", "dog", "jump"]
-LONGEST = 12
-
-
-def tokenizer():
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        model_max_length=LONGEST,
-    )
-
-
-def text_side(**more):
-    return {
-        "vocab_size": len(WORDS),
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": LONGEST,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-        "pad_token_id": 0,
-        **more,
-    }
-
-
-def vision_side(**more):
-    return {
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 16,
-        "patch_size": 8,
-        **more,
-    }
-
-
-def model_of(kind):
-    """A model and its image processor; widths of images and words differ."""
-    cropped = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
-    if kind == "siglip":
-        config = SiglipConfig(text_config=text_side(), vision_config=vision_side())
-        return SiglipModel(config), SiglipImageProcessor(size={"height": 16, "width": 16})
-    if kind == "siglip2":
-        config = Siglip2Config(text_config=text_side(), vision_config=vision_side(num_patches=4))
-        return Siglip2Model(config), Siglip2ImageProcessor(patch_size=8, max_num_patches=4)
-    if kind == "xclip":
-        frames = {
-            "num_frames": 4,
-            "mit_hidden_size": 20,
-            "mit_intermediate_size": 32,
-            "mit_num_hidden_layers": 1,
-            "mit_num_attention_heads": 2,
-        }
-        config = XCLIPConfig(
-            text_config=text_side(),
-            vision_config=vision_side(**frames),
-            projection_dim=20,
-            prompt_layers=1,
-            prompt_num_attention_heads=2,
-        )
-        return XCLIPModel(config), VideoMAEImageProcessor(**cropped)
-    if kind == "vit":
-        return ViTModel(ViTConfig(**vision_side())), CLIPImageProcessor(**cropped)
-    config = CLIPConfig(text_config=text_side(), vision_config=vision_side(), projection_dim=20)
-    if kind == "clip16":
-        config = CLIPConfig(text_config=text_side(), vision_config=vision_side(), projection_dim=16)
-    return CLIPModel(config), CLIPImageProcessor(**cropped)
-
-
-def saved(folder, kind):
-    torch.manual_seed(1)
-    model, processor = model_of(kind)
-    for part in (model, processor, tokenizer()):
-        part.save_pretrained(folder)
-    return folder
+from tpokit_temporal.features.encoder_extractor import clip_frames
+from tpokit_temporal.features.extractor import unit
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    return {kind: saved(root / kind, kind) for kind in (*KINDS, "clip16", "siglip2", "vit")}
-
-
-def extractor(folder, cache=False, **options):
-    return make_extractor(EncoderFeatures(model=str(folder), cache=cache, **options), Path("/"))
-
-
-@functools.cache
-def shared(folder, **options):
-    """The same without a cache; made once, because loading takes longest here."""
-    return extractor(folder, **options)
-
-
-def frames(count, seed=0, height=30, width=40):
-    random = np.random.default_rng(seed)
-    return random.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-
-
-def video(folder, name="v.mp4", content=b"some video"):
-    path = folder / name
-    path.write_bytes(content)
-    return Media("video", path)
-
-
-def call(media, shown, question="when does the cat jump", duration_s=16.0):
-    """What a worker sees of a question about a video of which it was given frames."""
-    views = (
-        ()
-        if shown is None
-        else (View("video", shown, (0.0,) * len(shown), duration_s, media.path),)
-    )
-    info = (MediaInfo(media.kind, 40, 30, duration_s),)
-    return Seen("moments/1", question, (media,), info, views)
-
-
-def features(reader, *calls):
-    return reader.encode(reader.collate([reader.prepare(seen) for seen in calls]), CPU)
+    return saved_models(tmp_path_factory.mktemp("models"), *KINDS, "clip16")
 
 
 def library(folder):
@@ -412,258 +275,3 @@ def test_no_call_gives_empty_tensors_of_the_right_widths(folders, words):
     if words:
         assert found.words.shape == (0, 1, 16)
         assert found.word_mask.shape == (0, 1)
-
-
-# ---- each video once ----
-
-
-def counted(reader, monkeypatch):
-    """Frames of each run of the encoder, as they happen."""
-    seen = []
-    real = reader.encoder.encode_clips
-    monkeypatch.setattr(
-        reader.encoder, "encode_clips", lambda pixels: (seen.append(len(pixels)), real(pixels))[1]
-    )
-    return seen
-
-
-def test_calls_of_one_video_are_encoded_once(folders, tmp_path, monkeypatch):
-    reader = shared(folders["clip"])
-    runs = counted(reader, monkeypatch)
-    first, second = video(tmp_path, "a.mp4"), video(tmp_path, "b.mp4")
-    shown = frames(8)
-    calls = [
-        call(first, shown, "a cat"),
-        call(second, frames(4, seed=1), "a dog"),
-        call(first, shown, "the red dog"),
-    ]
-    found = features(reader, *calls)
-    assert runs == [12]
-    assert torch.equal(found.clips[0], found.clips[2])
-    assert not torch.equal(found.words[0], found.words[2])
-    alone = features(reader, calls[1])
-    torch.testing.assert_close(found.clips[1, :4], alone.clips[0], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_video_is_encoded_once_and_then_found_on_disk(folders, tmp_path, monkeypatch, kind):
-    media, cache = video(tmp_path), tmp_path / "cache"
-    reader = extractor(folders[kind], cache=cache)
-    assert reader.wants_frames(media)
-    first = features(reader, call(media, frames(8)))
-    assert not reader.wants_frames(media)
-    later = extractor(folders[kind], cache=cache)
-    runs = counted(later, monkeypatch)
-    assert not later.wants_frames(media)
-    found = features(later, call(media, None))  # its frames need not even be decoded
-    assert runs == [0]
-    for name, part in first._asdict().items():
-        assert torch.equal(part, getattr(found, name)), name
-
-
-def test_new_and_kept_videos_mix_in_a_batch(folders, tmp_path):
-    reader = extractor(folders["clip"], cache=tmp_path / "cache")
-    calls = [
-        call(video(tmp_path, f"{seed}.mp4", bytes([seed])), frames(4 + seed, seed), "a cat")
-        for seed in range(4)
-    ]
-    wanted = features(shared(folders["clip"]), *calls)
-    features(reader, calls[1])
-    features(reader, calls[2])
-    found = features(reader, *calls, calls[1])
-    torch.testing.assert_close(found.clips[:4], wanted.clips, atol=1e-5, rtol=0)
-    assert torch.equal(found.clip_mask[:4], wanted.clip_mask)
-    assert torch.equal(found.clips[4], found.clips[1])
-    assert torch.equal(found.clip_s[:4], wanted.clip_s)
-
-
-def test_a_collated_batch_travels_to_its_device_with_the_rest(folders, tmp_path):
-    reader = extractor(folders["clip"], cache=tmp_path / "cache")
-    features(reader, call(video(tmp_path, "a.mp4", b"a"), frames(4)))
-    calls = [call(video(tmp_path, name, name.encode()), frames(4)) for name in ("a", "b")]
-    collated = reader.collate([reader.prepare(seen) for seen in calls])
-    there = moved(collated, CPU)
-    assert type(there) is type(collated)
-    assert torch.equal(reader.encode(there, CPU).clips, reader.encode(collated, CPU).clips)
-
-
-def test_a_changed_video_or_option_is_encoded_anew(folders, tmp_path, monkeypatch):
-    media, cache = video(tmp_path), tmp_path / "cache"
-    features(extractor(folders["clip"], cache=cache), call(media, frames(8)))
-    assert not extractor(folders["clip"], cache=cache).wants_frames(media)
-    for changed in (
-        {"clip_s": 1.0},
-        {"frames_per_clip": 2},
-        {"clips_max": 3},
-        {"dtype": "bfloat16"},
-    ):
-        assert extractor(folders["clip"], cache=cache, **changed).wants_frames(media), changed
-    # what changes no number of a clip as it is kept
-    for same in ({"words": False}, {"normalise": False}, {"batch": 2}, {"words_max": 5}):
-        assert not extractor(folders["clip"], cache=cache, **same).wants_frames(media), same
-    reader = extractor(folders["clip"], cache=cache)
-    assert reader.wants_frames(Media("video", media.path, start_s=1.0))
-    monkeypatch.setattr(encoder_extractor.transformers, "__version__", "5.99.0")
-    assert extractor(folders["clip"], cache=cache).wants_frames(media)
-    video(tmp_path, content=b"an other video")
-    assert reader.wants_frames(media)
-
-
-def test_another_model_is_another_model_and_a_moved_one_the_same(folders, tmp_path):
-    media, cache = video(tmp_path), tmp_path / "cache"
-    features(extractor(folders["clip"], cache=cache), call(media, frames(8)))
-    moved = tmp_path / "moved"
-    shutil.copytree(folders["clip"], moved)
-    assert not extractor(moved, cache=cache).wants_frames(media)
-    weights = load_file(moved / "model.safetensors")
-    weights["visual_projection.weight"] += 1e-3
-    save_file(weights, moved / "model.safetensors", {"format": "pt"})
-    assert extractor(moved, cache=cache).wants_frames(media)
-    shutil.copy(folders["clip"] / "model.safetensors", moved)
-    assert not extractor(moved, cache=cache).wants_frames(media)
-    settings = moved / "preprocessor_config.json"
-    settings.write_text(settings.read_text().replace("0.26862954", "0.3"))
-    assert extractor(moved, cache=cache).wants_frames(media)
-
-
-def test_a_broken_file_of_the_cache_is_made_again(folders, tmp_path):
-    media, cache = video(tmp_path), tmp_path / "cache"
-    reader = extractor(folders["clip"], cache=cache)
-    first = features(reader, call(media, frames(8)))
-    (kept,) = cache.rglob("*.safetensors")
-    whole = kept.read_bytes()
-    kept.write_bytes(whole[:-7])
-    later = extractor(folders["clip"], cache=cache)
-    assert later.wants_frames(media)
-    assert torch.equal(features(later, call(media, frames(8))).clips, first.clips)
-    assert len(kept.read_bytes()) == len(whole)
-    assert not extractor(folders["clip"], cache=cache).wants_frames(media)
-
-
-def test_what_was_promised_to_be_there_is_held_until_it_is_used(folders, tmp_path):
-    media, cache = video(tmp_path), tmp_path / "cache"
-    reader = extractor(folders["clip"], cache=cache)
-    first = features(reader, call(media, frames(8)))
-    assert not reader.wants_frames(media)
-    shutil.rmtree(cache)  # between the promise and its use
-    assert torch.equal(features(reader, call(media, None)).clips, first.clips)
-    fresh = extractor(folders["clip"], cache=cache)
-    with pytest.raises(DataError, match=r"v.mp4 were not decoded, and its features are not in the"):
-        fresh.prepare(call(media, None))
-
-
-def test_without_a_cache_nothing_is_written(folders, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    reader = shared(folders["clip"])
-    assert reader.cache is None
-    features(reader, call(video(tmp_path), frames(8)))
-    assert reader.wants_frames(video(tmp_path))
-    assert not (tmp_path / "home").exists()
-
-
-def test_the_cache_lies_in_the_home_of_the_user_if_nothing_else_is_said(
-    folders, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    options = EncoderFeatures(model=str(folders["clip"]))
-    reader = EncoderExtractor(options, Path("/"))
-    features(reader, call(video(tmp_path), frames(8)))
-    assert reader.cache.folder == tmp_path / "home" / ".cache" / "tpokit" / "features"
-    assert reader.cache.size().files >= 1
-
-
-def test_a_missing_video_is_left_to_whoever_decodes_it(folders, tmp_path):
-    reader = extractor(folders["clip"], cache=tmp_path / "cache")
-    gone = Media("video", tmp_path / "gone.mp4")
-    assert reader.wants_frames(gone)
-    with pytest.raises(DataError, match=r"^moments/1: .*gone.mp4 cannot be read: "):
-        reader.prepare(call(gone, frames(4)))
-
-
-# ---- messages ----
-
-
-def test_an_empty_question_and_a_picture_are_refused(folders, tmp_path):
-    reader = shared(folders["clip"])
-    with pytest.raises(DataError, match=r"^moments/1: the question is empty; it must say what to"):
-        reader.prepare(call(video(tmp_path), frames(4), "  "))
-    picture = Media("image", tmp_path / "a.png")
-    with pytest.raises(DataError, match="moments are found in a video, but its first medium is an"):
-        reader.prepare(call(picture, frames(1)))
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("/nowhere", "features.model '/nowhere': there is no folder /nowhere"),
-        ("../nowhere/at/all", "there is no folder"),
-        ("nobody/nothing", "there is no folder /nobody/nothing, and the hub gives no repository"),
-    ],
-)
-def test_a_model_that_is_not_there_is_named(model, message):
-    with pytest.raises(UsageError, match=message):
-        extractor(model)
-
-
-def test_a_folder_without_weights_or_with_a_revision_is_refused(folders, tmp_path):
-    shutil.copy(folders["clip"] / "config.json", tmp_path)
-    with pytest.raises(UsageError, match=r"must hold config.json and weights \(\*.safetensors or"):
-        extractor(tmp_path)
-    with pytest.raises(UsageError, match=r"is a local folder, so revision 'main' means nothing"):
-        shared(folders["clip"], revision="main")
-
-
-def test_a_model_with_one_side_only_is_refused_before_its_weights_are_read(folders, tmp_path):
-    shutil.copytree(folders["vit"], tmp_path / "vit")
-    (tmp_path / "vit" / "model.safetensors").write_bytes(b"never read")
-    with pytest.raises(UsageError, match=r"is of the class 'vit', which does not encode both"):
-        extractor(tmp_path / "vit")
-
-
-def test_a_model_of_changing_resolution_is_refused(folders):
-    with pytest.raises(UsageError, match=r"Siglip2ImageProcessor.* choose a model of fixed resol"):
-        shared(folders["siglip2"])
-
-
-def test_an_image_processor_that_keeps_the_shape_is_refused(folders, tmp_path):
-    shutil.copytree(folders["clip"], tmp_path / "clip")
-    CLIPImageProcessor(size={"shortest_edge": 16}, do_center_crop=False).save_pretrained(
-        tmp_path / "clip"
-    )
-    with pytest.raises(UsageError, match="does not resize and crop to one size"):
-        extractor(tmp_path / "clip")
-
-
-def test_weights_that_are_not_all_there_are_refused(folders, tmp_path):
-    shutil.copytree(folders["clip"], tmp_path / "clip")
-    path = tmp_path / "clip" / "model.safetensors"
-    weights = load_file(path)
-    del weights["visual_projection.weight"]
-    save_file(weights, path, {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lack visual_projection.weight \(1 in all"):
-        extractor(tmp_path / "clip")
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match="cannot be loaded from"):
-        extractor(tmp_path / "clip")
-
-
-def test_a_folder_without_image_processor_is_refused(folders, tmp_path):
-    shutil.copytree(folders["clip"], tmp_path / "clip")
-    (tmp_path / "clip" / "preprocessor_config.json").unlink()
-    with pytest.raises(UsageError, match="its image processor cannot be loaded from"):
-        extractor(tmp_path / "clip")
-
-
-def test_a_wrong_number_of_frames_for_an_encoder_of_videos_is_refused(folders):
-    with pytest.raises(UsageError, match=r"frames_per_clip is 8, but .* was made for 4 frames"):
-        shared(folders["xclip"], frames_per_clip=8)
-
-
-def test_weights_in_the_older_format_are_read_too(folders, tmp_path):
-    shutil.copytree(folders["clip"], tmp_path / "clip")
-    path = tmp_path / "clip" / "model.safetensors"
-    torch.save(load_file(path), path.with_name("pytorch_model.bin"))
-    path.unlink()
-    seen = call(video(tmp_path), frames(4))
-    found = features(extractor(tmp_path / "clip"), seen)
-    assert torch.equal(found.clips, features(shared(folders["clip"]), seen).clips)

@@ -47,6 +47,7 @@ def call(video="v1", duration_s=20.0, query_id="7", start_s=None, end_s=None, ki
         question="When?",
         media=(media,),
         info=(MediaInfo(kind, 64, 48, duration_s),),
+        sample_id=query_id,
     )
 
 
@@ -147,12 +148,25 @@ def test_a_part_of_a_video_gets_the_rows_of_that_part(tmp_path):
     assert np.array_equal(reader.prepare(first).clips, rows[:15])
 
 
-def test_only_the_first_clips_are_kept_where_a_limit_is_set(tmp_path):
+def test_a_clip_too_many_is_cut_off(tmp_path):
     rows = numbers(10)
     write(tmp_path / "clip" / "v1.npz", rows)
-    prepared = extractor(tmp_path, clips_max=4, scaled=False).prepare(call())
-    assert np.array_equal(prepared.clips, rows[:4])
-    assert prepared.clip_count == 4
+    prepared = extractor(tmp_path, clips_max=9, scaled=False).prepare(call())
+    assert np.array_equal(prepared.clips, rows[:9])
+    assert (prepared.clip_count, prepared.clip_s) == (9, 2.0)
+
+
+def test_a_video_of_too_many_clips_gets_longer_ones(tmp_path):
+    rows = numbers(10)
+    write(tmp_path / "clip" / "v1.npz", rows)
+    prepared = extractor(tmp_path, clips_max=5, scaled=False).prepare(call())
+    np.testing.assert_allclose(prepared.clips, rows.reshape(5, 2, WIDTH).mean(1), rtol=1e-6)
+    assert (prepared.clip_count, prepared.clip_s) == (5, 4.0)
+    for clips_max in range(1, 9):  # every one has its rows, and together they are the whole video
+        found = extractor(tmp_path, clips_max=clips_max).prepare(call())
+        assert len(found.clips) == found.clip_count == clips_max
+        assert found.clip_count * found.clip_s == pytest.approx(20.0)
+        np.testing.assert_allclose(np.linalg.norm(found.clips, axis=1), 1.0, atol=1e-4)
 
 
 # ---- words ----

@@ -192,7 +192,7 @@ def test_an_empty_question_is_refused():
 
 
 def test_a_backbone_without_features_of_frames_is_refused_with_what_to_choose():
-    with pytest.raises(UsageError, match=r"gives no features of single frames; .* encoder or files"):
+    with pytest.raises(UsageError, match=r"no features of single frames; .* encoder or files"):
         TemporalHead(TemporalOptions(**SMALL), Host(HIDDEN, vision=0))
 
 

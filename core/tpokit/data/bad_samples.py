@@ -1,0 +1,109 @@
+"""Samples that cannot be read in training: how they are noted, and how many there may be.
+
+A data worker notes what it replaced beside the example (`Reading`), and the note travels with the
+batch (`ReadBatch`) to whoever keeps the list (`tpokit.training.bad_samples`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from tpokit.types import Batch, Example
+
+TOGETHER = 1000
+"""So many samples at the beginning of a stage are judged together."""
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be read.
+
+    Attributes:
+        position: Its place in the order of the stage, from 0.
+        source: Name of the data entry.
+        index: Of the sample in the source.
+        sample: Its own id; ``None`` if not even that could be read.
+        message: What is wrong.
+    """
+
+    position: int
+    source: str
+    index: int
+    sample: str | None
+    message: str
+
+
+@dataclass(frozen=True)
+class BadSampleLimit:
+    """How many bad samples a stage may have.
+
+    Attributes:
+        share: Of the samples so far, ``run.bad_samples``.
+        samples: Of the whole stage.
+    """
+
+    share: float
+    samples: int
+
+    def judged(self, position: int) -> int:
+        """How many samples are judged at a position: those so far, but the first `TOGETHER` (all,
+        in a shorter stage) as one, since a bad sample among the first ten says little.
+        """
+        return max(position + 1, min(self.samples, TOGETHER))
+
+    def allowed(self, position: int) -> int:
+        """How many samples may be bad up to a position, with it."""
+        return math.floor(self.share * self.judged(position) + 1e-9)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What came of a position.
+
+    Attributes:
+        example: Of its sample, or of the one that took its place; ``None`` if none could.
+        bad: Samples that could not be read, in the order in which they were tried.
+    """
+
+    example: Example | None
+    bad: tuple[BadSample, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReadBatch:
+    """A batch and what was replaced in it; ``None`` if a place could not be filled."""
+
+    batch: Batch | None
+    bad: tuple[BadSample, ...] = ()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ReadBatch:
+        """The same with the batch on a device."""
+        moved = None if self.batch is None else self.batch.to(device, non_blocking)
+        return replace(self, batch=moved)
+
+    def pin_memory(self) -> ReadBatch:
+        """The same with the batch in page-locked memory."""
+        return replace(self, batch=None if self.batch is None else self.batch.pin_memory())
+
+
+@dataclass(frozen=True)
+class ReadingCollator:
+    """Collates readings.
+
+    Attributes:
+        collate: Makes a batch of examples.
+    """
+
+    collate: Callable[[Sequence[Example]], Batch]
+
+    def __call__(self, readings: Sequence[Reading | Example]) -> ReadBatch:
+        """Collate; an example is a reading without anything bad."""
+        found = [item if isinstance(item, Reading) else Reading(item) for item in readings]
+        bad = tuple(sample for reading in found for sample in reading.bad)
+        examples = [reading.example for reading in found if reading.example is not None]
+        whole = len(examples) == len(found)
+        return ReadBatch(self.collate(examples) if whole else None, bad)
