@@ -32,7 +32,7 @@ class CentreHead(tpokit.TaskHead):
         """Four fractions x0, y0, x1, y1 to centre and size."""
         x0, y0, x1, y1 = annotation
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-            raise tpokit.DataError(f"{seen.where}: box {annotation} is not x0 < x1, y0 < y1 in [0, 1]")
+            raise tpokit.DataError(f"{seen.where}: {annotation} is not x0 < x1, y0 < y1 in [0, 1]")
         return [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
 
     def forward(self, slots: Tensor, context: tpokit.Context) -> Tensor:
