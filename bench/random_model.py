@@ -20,7 +20,7 @@ from transformers import (
 
 import tpokit
 from tpokit.lora import add_lora
-from tpokit.types import IGNORED, LabelIndex, LossTerm, SlotIndex, TokenIndex
+from tpokit.types import IGNORED, ContextIndex, LabelIndex, LossTerm, SlotIndex, TokenIndex
 from tpokit_llava_onevision.backbone import LlavaOnevisionBackbone
 
 _TILE_SIDE, _PATCH = 56, 14
@@ -160,7 +160,7 @@ def make_batch(model: tpokit.TpoModel, size: Size, seed: int = 0) -> tpokit.Batc
         slots={task: SlotIndex(slot_rows, slot_positions[:, None]) for task in model.heads},
         given={},
         targets={"point": torch.rand(len(slot_rows), 2, generator=random)},
-        contexts={},
+        contexts={task: ContextIndex((), None, None) for task in model.heads},
         questions=None,
         media={},
         counts={

@@ -80,9 +80,11 @@ def kept_branches(count: int, x: Tensor, rate: float) -> Tensor | None:
     """
     if not rate:
         return None
-    return torch.empty(count, len(x), 1, 1, dtype=x.dtype, device=x.device).bernoulli_(
-        1 - rate
-    ).div_(1 - rate)
+    return (
+        torch.empty(count, len(x), 1, 1, dtype=x.dtype, device=x.device)
+        .bernoulli_(1 - rate)
+        .div_(1 - rate)
+    )
 
 
 def add_branch(x: Tensor, branch: Tensor, kept: Tensor | None, index: int) -> Tensor:

@@ -204,7 +204,7 @@ def test_no_media_give_nothing():
 def test_media_go_along_with_their_batch():
     media = processor_of().collate_media([[view_of()], [view_of("video", frames=2)]])
     nothing = torch.empty(0, dtype=torch.long)
-    batch = Batch(*[nothing] * 5, {}, {}, {}, {}, media, {}, ())
+    batch = Batch(*[nothing] * 5, {}, {}, {}, {}, None, media, {}, ())
     moved = batch.to("meta").media
     assert moved["pixels"].is_meta
     assert {name: moved[name] for name in moved if name != "pixels"} == {
