@@ -71,7 +71,10 @@ def tensors_of(found: DetectorOutput) -> dict[str, Tensor]:
 def total(found: DetectorOutput) -> Tensor:
     """A number that depends on every output that can teach."""
     values = [value for value in tensors_of(found).values() if value.requires_grad]
-    return sum((value.double() * torch.arange(value[0].numel()).view_as(value[0])).sum() for value in values)
+    return sum(
+        (value.double() * torch.arange(value[0].numel()).view_as(value[0])).sum()
+        for value in values
+    )
 
 
 # ---- a sample and its batch ----
@@ -154,7 +157,9 @@ def test_what_is_not_asked_for_is_not_there():
 # ---- learning ----
 
 
-@pytest.mark.parametrize("options", [{}, {"decoder_layers": 1}, {"released_quirks": True, "heads": 8}])
+@pytest.mark.parametrize(
+    "options", [{}, {"decoder_layers": 1}, {"released_quirks": True, "heads": 8}]
+)
 def test_every_parameter_gets_a_gradient(options):
     made = detector(**options).train()
     found = made(**batch((7, 5, 6), (4, 2, 3)))
