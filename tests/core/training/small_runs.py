@@ -80,7 +80,8 @@ def read_recipe(path, *overrides):
 
 
 def python(script, *arguments, processes=1, timeout_s=120):
-    """Run a script in this project, under torchrun if there are several processes."""
+    """Run a script (or "-m", a module) in this project, under torchrun if there are several
+    processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     root = Path(__file__).parents[3]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}

@@ -79,7 +79,7 @@ def test_data_workers_change_nothing(tmp_path, whole):
 
 def test_two_processes_list_the_same(tmp_path, whole):
     path = bad_recipe(tmp_path, engine="ddp", save_every=0)
-    ran = python(ROOT / "core/tpokit/__main__.py", "train", path, processes=2, timeout_s=300)
+    ran = python("-m", "tpokit", "train", path, processes=2, timeout_s=300)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert bad_list(tmp_path / "run") == bad_list(whole)
 
@@ -108,7 +108,7 @@ def test_too_many_stop_the_run_and_it_goes_on_with_a_higher_limit(tmp_path, whol
 
 def test_too_many_stop_every_process(tmp_path):
     path = bad_recipe(tmp_path, bad_samples=0, engine="ddp")
-    ran = python(ROOT / "core/tpokit/__main__.py", "train", path, processes=2, timeout_s=300)
+    ran = python("-m", "tpokit", "train", path, processes=2, timeout_s=300)
     assert ran.returncode != 0
     assert ran.stderr.count("DataError: ") == 2, ran.stderr[-3000:]
     assert len(bad_list(tmp_path / "run")) >= 1
