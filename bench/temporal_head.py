@@ -13,6 +13,7 @@ released way of computing; with a checkout of wjun0830/CGDETR it is the released
 from __future__ import annotations
 
 import argparse
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -116,11 +117,12 @@ def peak_mb(run: Callable[[], object], device: str) -> float:
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, else it is not counted again
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = _resident_mb("VmRSS")
         run()
         return _resident_mb("VmHWM") - before
-    except OSError:
+    except (OSError, AttributeError):
         return float("nan")
 
 

@@ -15,13 +15,15 @@ from torch.autograd.function import once_differentiable
 
 from tpokit_temporal.detector.in_pieces import Attention, FeedForward, Linear, Norm
 
-_ROWS = 320
+_ROWS = 1280
 """Tokens of a piece, about: small enough for the cache, large enough for products of matrices."""
 
 
 def works_on(x: Tensor) -> bool:
-    """Whether the functions here are for such a tensor: on a CPU, and not being compiled."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether the functions here are for such a tensor: on a CPU, with a backward pass to come (for
+    inference torch's own attention is quicker), and not being compiled.
+    """
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class Settings(NamedTuple):

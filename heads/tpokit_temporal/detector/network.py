@@ -27,6 +27,7 @@ from tpokit_temporal.detector.global_token import GlobalToken
 from tpokit_temporal.detector.layers import Encoder, Projection, mlp
 from tpokit_temporal.detector.outputs import DetectorOutput, Negative
 from tpokit_temporal.detector.positions import clip_positions, inverse_sigmoid
+from tpokit_temporal.detector.precision import float32_where_bfloat16_is_emulated
 from tpokit_temporal.options import TemporalOptions
 
 _RELEASED_HEADS, _RELEASED_DROPOUT = 8, 0.1
@@ -111,9 +112,21 @@ class Detector(nn.Module):
             negatives: ``[b]`` bool, as `Negative.is_real`: gives `DetectorOutput.negative`, unless
                 b is 1, where there is no other sample.
         """
-        clips = self._projected_clips(clips)
+        with float32_where_bfloat16_is_emulated(clips.device):
+            return self._detect(
+                (clips, clip_mask), (words, word_mask, task_token), relevant, negatives
+            )
+
+    def _detect(
+        self,
+        video: tuple[Tensor, Tensor],
+        query: tuple[Tensor, Tensor, Tensor | None],
+        relevant: Tensor | None,
+        negatives: Tensor | None,
+    ) -> DetectorOutput:
+        clips, clip_mask = self._projected_clips(video[0]), video[1]
         places = clip_positions(clip_mask, clips.shape[-1]).to(clips.dtype)
-        text, text_mask = self._text(*self._words(words, word_mask, task_token))
+        text, text_mask = self._text(*self._words(*query))
         alignment = None
         if relevant is not None:
             alignment = self.aligner((clips, places, clip_mask), text, text_mask, relevant > 0)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tpokit.errors import CheckpointError
-from tpokit_temporal.detector import layers_in_pieces
+from tpokit_temporal.detector import layers_in_pieces, precision
 from tpokit_temporal.detector.network import Detector
 from tpokit_temporal.detector.outputs import DetectorOutput
 from tpokit_temporal.detector.positions import endpoint_channels
@@ -268,8 +268,9 @@ def test_no_value_has_to_be_known_on_the_host(as_elsewhere):
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_16_bit_weights_and_autocast_give_about_the_same_in_float32(
-    as_elsewhere, elsewhere, autocast
+    as_elsewhere, monkeypatch, elsewhere, autocast
 ):
+    monkeypatch.setattr(precision, "bfloat16_is_emulated", lambda: False)
     if elsewhere:
         as_elsewhere()
     inputs = batch((6, 5), (4, 3))
@@ -285,6 +286,17 @@ def test_16_bit_weights_and_autocast_give_about_the_same_in_float32(
     for name in ("logits", "moments", "saliency", "attention"):
         assert found[name].dtype == torch.float32
         torch.testing.assert_close(found[name], expected[name], rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("emulated", [False, True])
+def test_autocast_is_left_alone_unless_the_cpu_only_emulates_it(monkeypatch, emulated):
+    monkeypatch.setattr(precision, "bfloat16_is_emulated", lambda: emulated)
+    made, inputs = detector(), batch((6, 5), (4, 3))
+    exact = made(**inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = made(**inputs)
+    same = torch.equal(found.saliency, exact.saliency)
+    assert same == emulated
 
 
 # ---- names of the release ----
