@@ -19,8 +19,9 @@ from transformers import (
 )
 
 import tpokit
+from tpokit.batch import ContextIndex, LabelIndex, SlotIndex, TokenIndex
 from tpokit.lora import add_lora
-from tpokit.types import IGNORED, ContextIndex, LabelIndex, LossTerm, SlotIndex, TokenIndex
+from tpokit.types import IGNORED, LossTerm
 from tpokit_llava_onevision.backbone import LlavaOnevisionBackbone
 
 _TILE_SIDE, _PATCH = 56, 14

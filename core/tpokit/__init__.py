@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tpokit.answers import Answer, Box, Call, NoResult
+from tpokit.batch import Batch
 from tpokit.errors import (
     CheckpointError,
     DataError,
@@ -23,10 +25,6 @@ from tpokit.hookspecs import hookimpl
 from tpokit.specs import BackboneSpec, DrawingSpec, HeadSpec, MetricSpec, SourceSpec
 from tpokit.tokens import TaskTokens, TokenTable
 from tpokit.types import (
-    Answer,
-    Batch,
-    Box,
-    Call,
     Context,
     ContextNeed,
     Example,
@@ -35,7 +33,6 @@ from tpokit.types import (
     Media,
     MediaInfo,
     MediaNeed,
-    NoResult,
     Sample,
     Seen,
     Turn,

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from tpokit.batch import GivenIndex, SlotIndex, TokenIndex
 from tpokit.tokens import TokenTable
-from tpokit.types import GivenIndex, SlotIndex, TokenIndex
 
 
 class InputRows(nn.Module):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from tpokit.batch import Batch, ContextIndex, GivenIndex
 from tpokit.bridge import TaskTokenBridge
 from tpokit.interfaces import Backbone, Host, TaskHead
 from tpokit.losses import language_terms
 from tpokit.tokens import TokenTable
-from tpokit.types import Batch, Context, ContextIndex, Frames, GivenIndex, LossTerm, Words
+from tpokit.types import Context, Frames, LossTerm, Words
 
 
 class TpoModel(nn.Module):

@@ -9,7 +9,7 @@ Importing this file does not import torch; tensors appear in annotations only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -17,7 +17,6 @@ from tpokit.tokens import marked_tasks
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from torch import Tensor
 
 Role = Literal["system", "user", "assistant"]
@@ -25,10 +24,6 @@ MediaKind = Literal["image", "video"]
 
 IGNORED = -100
 """Label of a position that no language loss looks at (the convention of transformers)."""
-
-
-# ---- one annotation, as read
-# -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -142,10 +137,6 @@ class MediaInfo:
     duration_s: float = 0.0
 
 
-# ---- what a head sees of a call
-# ----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ContextNeed:
     """What a head wants to see of a call besides its slots.
@@ -225,10 +216,6 @@ class Context(NamedTuple):
     targets: Any = None
 
 
-# ---- encoded and collated
-# ----------------------------------------------------------------------------------
-
-
 @dataclass
 class Example:
     """One sample, encoded for a backbone.
@@ -268,150 +255,6 @@ class Example:
         return [view.info for view in self.views]
 
 
-class SlotIndex(NamedTuple):
-    """Where the slots of one task stand in a batch: ``rows [n]``, ``positions [n, k]`` (n: calls,
-    k: slots of a call).
-    """
-
-    rows: Tensor
-    positions: Tensor
-
-
-class TokenIndex(NamedTuple):
-    """Where triggers and slots stand in a batch: ``rows [t]``, ``positions [t]``, ``which [t]``
-    into the bridge's rows.
-    """
-
-    rows: Tensor
-    positions: Tensor
-    which: Tensor
-
-
-class LabelIndex(NamedTuple):
-    """What the language loss looks at: the hidden state at ``rows [p], positions [p]`` must predict
-    ``ids [p]``.
-
-    A position is one before that of its label; computed while collating, so that the GPU waits for
-    nothing.
-    """
-
-    rows: Tensor
-    positions: Tensor
-    ids: Tensor
-
-
-class GivenIndex(NamedTuple):
-    """Where given tokens of one task stand, ``rows [m]``, ``positions [m]``, and the head's own
-    ``values``.
-    """
-
-    rows: Tensor
-    positions: Tensor
-    values: Any
-
-
-class WordIndex(NamedTuple):
-    """Where the words of n questions stand in a batch: ``rows [n]``, ``positions [n, w]``, ``mask
-    [n, w]``; w: longest question, positions are 0 where the mask is false.
-    """
-
-    rows: Tensor
-    positions: Tensor
-    mask: Tensor
-
-
-class FrameIndex(NamedTuple):
-    """Frames of n calls for the backbone's vision tower: each frame of a batch once, ``which [n,
-    t]`` into them, ``mask [n, t]``; ``pixels`` as the backbone's processor made them, ``None``
-    without frames.
-    """
-
-    pixels: Any
-    which: Tensor
-    mask: Tensor
-
-
-class ContextIndex(NamedTuple):
-    """What becomes the `Context` of the n calls of a task: ``prepared`` by the head, and where to
-    find the rest.
-    """
-
-    prepared: Any
-    question: WordIndex | None
-    frames: FrameIndex | None
-
-
-@dataclass
-class Batch:
-    """Examples side by side.
-
-    Attributes:
-        ids: ``[b, l]`` int64; b: samples, l: longest sample.
-        mask: ``[b, l]`` bool, false where padded (right in training, left for generation).
-        labels: ``[b, l]`` int64, `IGNORED` where nothing is learnt; a label stands at its own
-            position (not shifted).
-        learnt: `LabelIndex` of the labels.
-        tokens: `TokenIndex` of all triggers and slots.
-        slots: Task to `SlotIndex`; calls of the whole batch in reading order. Every head of the
-            model has an entry.
-        given: Task to `GivenIndex`, for heads that take something given.
-        targets: Task to what the head's ``collate`` made of the annotations.
-        contexts: Task to what its head sees of its calls besides their slots.
-        questions: `WordIndex` of the last question of each row, if a head asks for words.
-        media: What the backbone's processor made of the pixels, by name.
-        counts: Loss term (``language``, ``assign``, ``task.term``) to the number of items it sums
-            over in this batch; known before the forward pass.
-        samples: ``source/id`` of each row, for messages.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    labels: Tensor
-    learnt: LabelIndex
-    tokens: TokenIndex
-    slots: dict[str, SlotIndex]
-    given: dict[str, GivenIndex]
-    targets: dict[str, Any]
-    contexts: dict[str, ContextIndex]
-    questions: WordIndex | None
-    media: dict[str, Any]
-    counts: dict[str, float]
-    samples: tuple[str, ...]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with all its tensors on a device."""
-        there = {f.name: moved(getattr(self, f.name), device, non_blocking) for f in fields(self)}
-        return replace(self, **there)
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, for copies that overlap with computing."""
-        pinned = {f.name: _pin(getattr(self, f.name)) for f in fields(self)}
-        return replace(self, **pinned)
-
-
-def moved(value: Any, device: Any, non_blocking: bool = False) -> Any:
-    """The same tuples, lists and dicts with everything that has ``to`` on a device."""
-    if hasattr(value, "to"):
-        return value.to(device, non_blocking=non_blocking)
-    return _map(value, lambda inner: moved(inner, device, non_blocking))
-
-
-def _pin(value: Any) -> Any:
-    if hasattr(value, "pin_memory"):
-        return value.pin_memory()
-    return _map(value, _pin)
-
-
-def _map(value: Any, function: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: function(inner) for key, inner in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(function(inner) for inner in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(function(inner) for inner in value)
-    return value
-
-
 class LossTerm(NamedTuple):
     """One term of a loss, not yet divided.
 
@@ -422,99 +265,3 @@ class LossTerm(NamedTuple):
 
     sum: Tensor
     count: float  # type: ignore[assignment] # hides tuple.count, which nobody needs here
-
-
-# ---- results
-# ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Box:
-    """A box in an image or frame.
-
-    Attributes:
-        x0, y0, x1, y1: Corners in pixels of the original medium, upper left and lower right.
-        score: Confidence in [0, 1] if the head gives one.
-    """
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-    score: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data: ``{"box": [x0, y0, x1, y1]}``, in pixels with two decimals."""
-        plain: dict[str, Any] = {"box": [round(v, 2) for v in (self.x0, self.y0, self.x1, self.y1)]}
-        return plain if self.score is None else {**plain, "score": round(self.score, 4)}
-
-
-@dataclass(frozen=True)
-class NoResult:
-    """Why a head that was called has found nothing.
-
-    Attributes:
-        reason: One clause.
-    """
-
-    reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"no_result": self.reason}
-
-    def __str__(self) -> str:
-        return f"nothing: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Call:
-    """A head that was called in an answer.
-
-    Attributes:
-        task: Which.
-        result: What it found, in pixels and seconds; has ``to_json()``. A `Box` for boxes, a
-            `NoResult` where the head could not work.
-    """
-
-    task: str
-    result: Any
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model says and shows: the one thing that is printed, drawn, scored and exported.
-
-    Attributes:
-        question: What was asked.
-        text: The answer; marks such as ``<region>`` stand where a head was called.
-        calls: The heads that were called, in reading order.
-        media: Sizes of the media that the question was about.
-    """
-
-    question: str
-    text: str
-    calls: tuple[Call, ...] = ()
-    media: tuple[MediaInfo, ...] = ()
-
-    @property
-    def boxes(self) -> list[Box]:
-        """All boxes of the answer, in reading order, in pixels."""
-        return [call.result for call in self.calls if isinstance(call.result, Box)]
-
-    def results(self, task: str) -> list[Any]:
-        """Results of one task, in reading order, without those that are none."""
-        return [
-            call.result
-            for call in self.calls
-            if call.task == task and not isinstance(call.result, NoResult)
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        return {
-            "question": self.question,
-            "text": self.text,
-            "calls": [{"task": call.task, **call.result.to_json()} for call in self.calls],
-            "media": [vars(info) for info in self.media],
-        }

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from PIL.Image import Image
 
+from tpokit.answers import Box
 from tpokit.interfaces import Drawing
 from tpokit.reporting.canvas import colour, outline_box
-from tpokit.types import Box, View
+from tpokit.types import View
 
 
 class RegionDrawing(Drawing):

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpokit.answers import Box
 from tpokit.data.boxes import Corners, read_box
 from tpokit.errors import TpokitError
 from tpokit.geometry import aligned_giou, centre_to_corners, is_proper, order_corners, to_pixels
 from tpokit.interfaces import Host, TaskHead
 from tpokit.tokens import TaskTokens
-from tpokit.types import Box, Context, LossTerm, MediaInfo, Seen
+from tpokit.types import Context, LossTerm, MediaInfo, Seen
 from tpokit_region.options import RegionOptions
 
 _FIRST_BOX = (0.25, 0.25, 0.75, 0.75)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tpokit.answers import Box
 from tpokit.geometry import aligned_iou, pairwise_iou
 from tpokit.interfaces import Metric
-from tpokit.types import Box, MediaInfo
+from tpokit.types import MediaInfo
 
 _HIT = 0.5
 _CANDIDATES = 2000  # constant boxes that are tried

@@ -21,6 +21,8 @@ OFFERED = [folder for kind in ("heads", "plugins") for folder in sorted((ROOT / 
 PACKAGES = [folder for folder in OFFERED if (folder / "__init__.py").is_file()]
 # The contracts, and tools that heads share; all else of core may move without notice.
 PUBLIC_MODULES = {
+    "tpokit.answers",
+    "tpokit.batch",
     "tpokit.data.boxes",
     "tpokit.data.lines",
     "tpokit.errors",
@@ -35,8 +37,8 @@ PUBLIC_MODULES = {
 LAYERS = [
     {"errors", "near_misses"},
     {"tokens", "specs", "hookspecs", "options", "geometry", "strict_yaml", "problems", "atomic"},
-    {"types", "offers", "registry"},
-    {"interfaces", "discovery", "losses"},
+    {"types", "batch", "offers", "registry"},
+    {"answers", "interfaces", "discovery", "losses"},
     {"plugins", "bridge", "lora"},
     {"model", "recipe_schema", "recipe_files", "recipe_checks", "recipe"},
     {"parts", "data", "reporting"},

@@ -3,8 +3,8 @@
 import torch
 
 from tpokit import TaskTokens, TokenTable
+from tpokit.batch import GivenIndex, SlotIndex, TokenIndex
 from tpokit.bridge import TaskTokenBridge
-from tpokit.types import GivenIndex, SlotIndex, TokenIndex
 
 TASKS = {"a": TaskTokens("<a>", ("<a1>", "<a2>"), given="<ag>"), "b": TaskTokens("<b>", ("<b1>",))}
 IDS = {"<a>": 10, "<b>": 11, "<a1>": 12, "<a2>": 13, "<b1>": 14, "<ag>": 15}

@@ -3,9 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
+from tpokit.answers import Answer, Box, Call
 from tpokit.parts import PartRow
 from tpokit.reporting import console
-from tpokit.types import Answer, Box, Call
 
 ROW = {
     "loss": 2.5,

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tpokit.types import Batch, Example
+from tpokit.batch import Batch
+from tpokit.types import Example
 
 TOGETHER = 1000
 """So many samples at the beginning of a stage are judged together."""

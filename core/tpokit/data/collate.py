@@ -10,22 +10,20 @@ from typing import Any, Literal
 
 import torch
 
-from tpokit.interfaces import Processor, TaskHead
-from tpokit.losses import ASSIGN, LANGUAGE
-from tpokit.tokens import TokenTable
-from tpokit.types import (
-    IGNORED,
+from tpokit.batch import (
     Batch,
     ContextIndex,
-    Example,
     FrameIndex,
     GivenIndex,
     LabelIndex,
     SlotIndex,
     TokenIndex,
-    View,
     WordIndex,
 )
+from tpokit.interfaces import Processor, TaskHead
+from tpokit.losses import ASSIGN, LANGUAGE
+from tpokit.tokens import TokenTable
+from tpokit.types import IGNORED, Example, View
 
 
 @dataclass(frozen=True)

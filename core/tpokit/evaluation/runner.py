@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tpokit.answers import Answer
 from tpokit.checkpoints.store import load_model, saved_recipe
 from tpokit.data.dataset import open_sources
 from tpokit.data.mixing import generator
@@ -23,7 +24,7 @@ from tpokit.model import TpoModel
 from tpokit.plugins import Plugins
 from tpokit.recipe import Recipe
 from tpokit.tokens import marked_tasks
-from tpokit.types import Answer, MediaInfo, Sample, Seen
+from tpokit.types import MediaInfo, Sample, Seen
 
 TRIGGER_ACCURACY = "trigger_accuracy"
 CONVERSATION_ACCURACY = "conversation_accuracy"

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpokit.batch import Batch, WordIndex
 from tpokit.model import TpoModel, positions_of
 from tpokit.tokens import TokenTable
-from tpokit.types import Batch, WordIndex
 
 
 @dataclass

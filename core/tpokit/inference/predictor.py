@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tpokit.answers import Answer, Call, NoResult
+from tpokit.batch import moved
 from tpokit.checkpoints.store import load_model, saved_recipe
 from tpokit.data.collate import Collator, ContextCall
 from tpokit.data.conversation import Encoder
@@ -18,20 +20,7 @@ from tpokit.errors import UsageError
 from tpokit.inference.generate import Generated, generate
 from tpokit.model import TpoModel
 from tpokit.plugins import Plugins
-from tpokit.types import (
-    Answer,
-    Call,
-    Context,
-    Example,
-    Media,
-    MediaInfo,
-    MediaNeed,
-    NoResult,
-    Sample,
-    Turn,
-    Words,
-    moved,
-)
+from tpokit.types import Context, Example, Media, MediaInfo, MediaNeed, Sample, Turn, Words
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from tpokit.answers import Answer
     from tpokit.parts import PartRow
     from tpokit.plugins import PluginRow
-    from tpokit.types import Answer
 
 _PLAIN_WIDTH = 200
 """Columns where there is no terminal: a table in a log must not be cut to 80."""

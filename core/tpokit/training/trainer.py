@@ -23,6 +23,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from tpokit.batch import Batch
 from tpokit.checkpoints.store import read_tensors
 from tpokit.checkpoints.tensors import trained_state, trained_tensors
 from tpokit.data.bad_samples import BadSample, ReadBatch, Reading, ReadingCollator
@@ -37,7 +38,7 @@ from tpokit.training.callbacks import BAD_SAMPLES, RATE, SPEED
 from tpokit.training.meter import TermMeter
 from tpokit.training.ranks import Ranks
 from tpokit.training.resume import StageCheckpoints
-from tpokit.types import Batch, Example
+from tpokit.types import Example
 
 _SEEING = ("vision", "connector")
 _TRAINED = "trained.safetensors"

@@ -19,7 +19,7 @@ from tests.heads.temporal.tiny_encoders import (
     video,
 )
 from tpokit import DataError, Media
-from tpokit.types import moved
+from tpokit.batch import moved
 from tpokit_temporal.features import encoder_extractor
 from tpokit_temporal.features.encoder_extractor import EncoderExtractor
 from tpokit_temporal.features.options import EncoderFeatures

@@ -16,7 +16,7 @@ from tests.plugins.llava_onevision.tiny_onevision import (
     write_tiny,
 )
 from tpokit import CheckpointError, DataError, MediaNeed
-from tpokit.types import Batch
+from tpokit.batch import Batch
 from tpokit_llava_onevision.processor import OnevisionProcessor
 
 GREY_STEP = 2 / 255  # one step of a pixel, where values are spread over -1 to 1

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import tpokit
-from tpokit.types import LabelIndex, TokenIndex
+from tpokit.batch import LabelIndex, TokenIndex
 from tpokit_llava_onevision.backbone import LlavaOnevisionBackbone
 from tpokit_llava_onevision.options import LlavaOnevisionOptions
 

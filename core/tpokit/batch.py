@@ -1,0 +1,157 @@
+"""Examples side by side, and where in them everything stands.
+
+Importing this file does not import torch; tensors appear in annotations only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class SlotIndex(NamedTuple):
+    """Where the slots of one task stand in a batch: ``rows [n]``, ``positions [n, k]`` (n: calls,
+    k: slots of a call).
+    """
+
+    rows: Tensor
+    positions: Tensor
+
+
+class TokenIndex(NamedTuple):
+    """Where triggers and slots stand in a batch: ``rows [t]``, ``positions [t]``, ``which [t]``
+    into the bridge's rows.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    which: Tensor
+
+
+class LabelIndex(NamedTuple):
+    """What the language loss looks at: the hidden state at ``rows [p], positions [p]`` must predict
+    ``ids [p]``.
+
+    A position is one before that of its label; computed while collating, so that the GPU waits for
+    nothing.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    ids: Tensor
+
+
+class GivenIndex(NamedTuple):
+    """Where given tokens of one task stand, ``rows [m]``, ``positions [m]``, and the head's own
+    ``values``.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    values: Any
+
+
+class WordIndex(NamedTuple):
+    """Where the words of n questions stand in a batch: ``rows [n]``, ``positions [n, w]``, ``mask
+    [n, w]``; w: longest question, positions are 0 where the mask is false.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    mask: Tensor
+
+
+class FrameIndex(NamedTuple):
+    """Frames of n calls for the backbone's vision tower: each frame of a batch once, ``which [n,
+    t]`` into them, ``mask [n, t]``; ``pixels`` as the backbone's processor made them, ``None``
+    without frames.
+    """
+
+    pixels: Any
+    which: Tensor
+    mask: Tensor
+
+
+class ContextIndex(NamedTuple):
+    """What becomes the `Context` of the n calls of a task: ``prepared`` by the head, and where to
+    find the rest.
+    """
+
+    prepared: Any
+    question: WordIndex | None
+    frames: FrameIndex | None
+
+
+@dataclass
+class Batch:
+    """Examples side by side.
+
+    Attributes:
+        ids: ``[b, l]`` int64; b: samples, l: longest sample.
+        mask: ``[b, l]`` bool, false where padded (right in training, left for generation).
+        labels: ``[b, l]`` int64, `IGNORED` where nothing is learnt; a label stands at its own
+            position (not shifted).
+        learnt: `LabelIndex` of the labels.
+        tokens: `TokenIndex` of all triggers and slots.
+        slots: Task to `SlotIndex`; calls of the whole batch in reading order. Every head of the
+            model has an entry.
+        given: Task to `GivenIndex`, for heads that take something given.
+        targets: Task to what the head's ``collate`` made of the annotations.
+        contexts: Task to what its head sees of its calls besides their slots.
+        questions: `WordIndex` of the last question of each row, if a head asks for words.
+        media: What the backbone's processor made of the pixels, by name.
+        counts: Loss term (``language``, ``assign``, ``task.term``) to the number of items it sums
+            over in this batch; known before the forward pass.
+        samples: ``source/id`` of each row, for messages.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+    learnt: LabelIndex
+    tokens: TokenIndex
+    slots: dict[str, SlotIndex]
+    given: dict[str, GivenIndex]
+    targets: dict[str, Any]
+    contexts: dict[str, ContextIndex]
+    questions: WordIndex | None
+    media: dict[str, Any]
+    counts: dict[str, float]
+    samples: tuple[str, ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with all its tensors on a device."""
+        there = {f.name: moved(getattr(self, f.name), device, non_blocking) for f in fields(self)}
+        return replace(self, **there)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, for copies that overlap with computing."""
+        pinned = {f.name: _pin(getattr(self, f.name)) for f in fields(self)}
+        return replace(self, **pinned)
+
+
+def moved(value: Any, device: Any, non_blocking: bool = False) -> Any:
+    """The same tuples, lists and dicts with everything that has ``to`` on a device."""
+    if hasattr(value, "to"):
+        return value.to(device, non_blocking=non_blocking)
+    return _map(value, lambda inner: moved(inner, device, non_blocking))
+
+
+def _pin(value: Any) -> Any:
+    if hasattr(value, "pin_memory"):
+        return value.pin_memory()
+    return _map(value, _pin)
+
+
+def _map(value: Any, function: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: function(inner) for key, inner in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(function(inner) for inner in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(function(inner) for inner in value)
+    return value

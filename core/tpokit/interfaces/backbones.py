@@ -1,0 +1,196 @@
+"""What a backbone subclasses: the model, and its processor, which has no weights.
+
+Legend of all shapes: b samples of a batch, l positions, d width of the backbone, n calls of a task
+in the whole batch in reading order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from tpokit.batch import Batch
+from tpokit.errors import UsageError
+from tpokit.options import NoOptions
+from tpokit.options import Options as AnyOptions
+from tpokit.types import MediaNeed, View
+
+
+class Processor(ABC):
+    """The part of a backbone that has no weights: template, tokenizer, pixels. Lives in data
+    workers.
+
+    Attributes:
+        tokenizer: A transformers tokenizer.
+        end_of_turn: What an answer ends with in the template and the model must learn to write.
+        max_length: Longest sequence of the model, in tokens.
+    """
+
+    tokenizer: Any
+    end_of_turn: str
+    max_length: int
+
+    @abstractmethod
+    def media_need(self) -> MediaNeed:
+        """Which frames of a video the backbone sees."""
+
+    @abstractmethod
+    def render(self, messages: Sequence[Mapping[str, Any]], answer_next: bool) -> str:
+        """Apply the model's own chat template.
+
+        Args:
+            messages: In transformers' form: ``{"role": ..., "content": [{"type": "image"}, {"type":
+                "text", "text": ...}]}``.
+            answer_next: End with the words that open an answer.
+
+        Returns:
+            Text with one placeholder for each medium.
+        """
+
+    @abstractmethod
+    def expand(self, text: str, views: Sequence[View]) -> str:
+        """Repeat each placeholder as often as its medium gives tokens.
+
+        Raises:
+            DataError: The number of placeholders is not the number of media.
+        """
+
+    @abstractmethod
+    def collate_media(self, views: Sequence[Sequence[View]]) -> dict[str, Any]:
+        """Pixels of a batch, as the backbone's `Backbone.embed` wants them; ``views`` by sample."""
+
+    def collate_frames(self, views: Sequence[View]) -> Any:
+        """Pixels of all frames of some views, as `Backbone.encode_frames` wants them.
+
+        Raises:
+            UsageError: This backbone gives no features of single frames (the default).
+        """
+        raise UsageError(
+            f"{type(self).__name__} gives no features of single frames; choose other features for "
+            "the head"
+        )
+
+
+class Backbone(nn.Module, ABC):
+    """A multimodal LLM with its vision encoder and connector.
+
+    Attributes:
+        processor: Its template, tokenizer and pixels.
+        width: d of its hidden states.
+        rows: Rows of its input embedding (and of its logits).
+        vision_width: Width of the features of `encode_frames`; 0 if it has none.
+    """
+
+    Options: ClassVar[type[AnyOptions]] = NoOptions
+
+    processor: Processor
+    width: int
+    rows: int
+    vision_width: int = 0
+
+    @classmethod
+    @abstractmethod
+    def build(cls, options: AnyOptions, folder: Path) -> Backbone:
+        """Load or make the model that the options name.
+
+        Args:
+            options: An instance of ``Options``.
+            folder: Relative paths in the options are relative to it.
+        """
+
+    @abstractmethod
+    def parts(self) -> dict[str, list[nn.Module | nn.Parameter]]:
+        """Every parameter in exactly one of the parts ``vision``, ``connector`` and ``llm``."""
+
+    @abstractmethod
+    def lora_targets(self) -> str:
+        """One regular expression for the full names (``re.fullmatch``, seen from the backbone) of
+        the LLM's linear layers.
+        """
+
+    @abstractmethod
+    def embed(self, batch: Batch, idle_vision: bool) -> Tensor:
+        """Input embeddings ``[b, l, d]`` with the vision features in place.
+
+        Ids at or beyond ``rows`` are task tokens: any embedding will do there, the bridge writes
+        over it. Images and videos of a batch go through the vision tower in one call.
+
+        Args:
+            batch: With its media.
+            idle_vision: Without media, run the tower and connector on the smallest input and add it
+                times zero, so that all ranks call the same modules.
+        """
+
+    @abstractmethod
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """Table lookup ``[b, q]`` to ``[b, q, d]``, without media; ids at or beyond ``rows`` give
+        anything.
+        """
+
+    @abstractmethod
+    def decode(
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        cache: Any = None,
+        use_cache: bool = False,
+    ) -> tuple[Tensor, Any]:
+        """Run the LLM.
+
+        Args:
+            embeds: ``[b, q, d]``; q: new positions.
+            mask: ``[b, p + q]`` bool over cached and new positions; false: padding.
+            positions: ``[b, q]`` position of each new token in its own sample, from 0.
+            cache: What an earlier call returned, holding p positions.
+            use_cache: Return a cache for the next call.
+
+        Returns:
+            Last hidden states ``[b, q, d]`` after the final norm, and the cache or ``None``.
+        """
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., rows]`` of the given hidden states ``[..., d]``; called only where they
+        are needed.
+        """
+
+    def encode_frames(self, pixels: Any, grid: int) -> Tensor:
+        """Features of single frames from the vision tower, before the connector.
+
+        Args:
+            pixels: From `Processor.collate_frames`; ``None``: the smallest input there is, so that
+                all ranks call the tower (the result is multiplied by zero).
+            grid: Cells in each direction into which the patches of a frame are averaged.
+
+        Returns:
+            ``[frames, grid * grid * vision_width]``, cells row by row.
+
+        Raises:
+            UsageError: This backbone gives none (the default).
+        """
+        raise UsageError(f"{type(self).__name__} gives no features of single frames")
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them.
+
+        Raises:
+            UsageError: This backbone cannot (the default).
+        """
+        raise UsageError(
+            f"run.gradient_checkpointing: {type(self).__name__} cannot do it; leave it out"
+        )
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """What this base model is: ``name`` as the recipe has it and ``hash`` of its weights, kept
+        with what is trained.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the whole model, loadable by `build` from that folder."""
