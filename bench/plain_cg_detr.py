@@ -187,17 +187,31 @@ class PlainCgDetr(nn.Module):
             following = videos[1:] + videos[:1]
             real = [video != other for video, other in zip(videos, following, strict=True)]
             found["real"] = torch.tensor(real, device=clips.device)
-        if videos is not None and found["real"].sum() != 0:
-            real = found["real"]
-            next_text = torch.cat([text[1:], text[:1]])
-            next_mask = torch.cat([text_mask[1:], text_mask[:1]])[real]
-            video |= {"context": context[real], "lengths": clip_mask[real].sum(1).long()}
-            sequence = torch.cat([clips, next_text], 1)[real]
-            mask = torch.cat([clip_mask[real], next_mask], 1)
-            read = self.transformer(sequence, mask, positions[real], length, video)
-            curves = self._curves(read, next_mask)
-            found |= {f"{name}_negative": curve for name, curve in curves.items()}
+            if found["real"].sum() != 0:
+                side = (clips, clip_mask, positions)
+                found |= self._negatives(found["real"], side, (text, text_mask), video)
         return found
+
+    def _negatives(
+        self,
+        real: Tensor,
+        side: tuple[Tensor, ...],
+        text: tuple[Tensor, Tensor],
+        video: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        """The whole network once more, on videos and the text of the next sample."""
+        clips, clip_mask, positions = side
+        following, following_mask = (torch.cat([part[1:], part[:1]]) for part in text)
+        following_mask = following_mask[real]
+        video = video | {
+            "context": video["context"][real],
+            "lengths": clip_mask[real].sum(1).long(),
+        }
+        sequence = torch.cat([clips, following], 1)[real]
+        mask = torch.cat([clip_mask[real], following_mask], 1)
+        read = self.transformer(sequence, mask, positions[real], clips.shape[1], video)
+        curves = self._curves(read, following_mask)
+        return {f"{name}_negative": curve for name, curve in curves.items()}
 
     def _curves(self, read: dict[str, Tensor], text_mask: Tensor) -> dict[str, Tensor]:
         n, memory = self.options.dummies, read["memory"]
