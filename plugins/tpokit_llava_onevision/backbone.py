@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
 import tpokit
+from tpokit.pretrained import quiet_transformers
 from tpokit_llava_onevision.checkpoint import (
     find_folder,
     hash_of_files,
     hash_of_random,
     load_model,
-    quiet_transformers,
     read_config,
     weight_files,
 )

@@ -7,31 +7,24 @@ there on there is one way. Only safetensors are read, and no code of a checkpoin
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import json
-import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForImageTextToText,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
 )
-from transformers.utils import logging as transformers_logging
 
 import tpokit
+from tpokit import pretrained
 from tpokit_llava_onevision.options import LlavaOnevisionOptions
 from tpokit_llava_onevision.start import balance
 
 MODEL_TYPE = "llava_onevision"
-PACKAGE = "package://"
 _DESCRIPTION_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 _HASHED_WHOLE = 256 * 2**20  # bytes; larger files are hashed in samples
 _SAMPLE = 2**20  # bytes
@@ -47,54 +40,11 @@ def find_folder(options: LlavaOnevisionOptions, recipe_folder: Path) -> Path:
     Raises:
         UsageError: There is no such folder, package or repository.
     """
-    name = options.model
-    if name.startswith(PACKAGE):
-        folder = _package_folder(name)
-    else:
-        folder = recipe_folder / Path(name).expanduser()
-        if not folder.is_dir():
-            if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or name.startswith("."):
-                raise tpokit.UsageError(f"backbone model {name!r}: there is no folder {folder}")
-            return _download(options, folder)
-    if options.revision is not None:
-        raise tpokit.UsageError(
-            f"backbone model {name!r} is a local folder, so revision {options.revision!r} means "
-            "nothing; leave it out"
-        )
-    return folder
-
-
-def _package_folder(name: str) -> Path:
-    package, _, inner = name.removeprefix(PACKAGE).partition("/")
-    try:
-        root = importlib.resources.files(package)
-    except (ModuleNotFoundError, ValueError, TypeError) as cause:
-        raise tpokit.UsageError(
-            f"backbone model {name!r}: the package {package!r} is not installed"
-        ) from cause
-    folder = Path(str(root.joinpath(inner)))
-    if not folder.is_dir():
-        raise tpokit.UsageError(
-            f"backbone model {name!r}: the package {package!r} has no folder {inner!r}"
-        )
-    return folder
-
-
-def _download(options: LlavaOnevisionOptions, folder: Path) -> Path:
-    wanted = list(_DESCRIPTION_FILES)
+    files = list(_DESCRIPTION_FILES)
     if options.weights == "pretrained":
-        wanted.append("*.safetensors")
-    try:
-        return Path(
-            snapshot_download(options.model, revision=options.revision, allow_patterns=wanted)
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as cause:
-        revision = "" if options.revision is None else f" at revision {options.revision!r}"
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        raise tpokit.UsageError(
-            f"backbone model {options.model!r}: there is no folder {folder}, and the hub gives no "
-            f"repository of that name{revision}: {reason}"
-        ) from cause
+        files.append("*.safetensors")
+    name, revision = options.model, options.revision
+    return pretrained.find_folder(name, "backbone model", recipe_folder, revision, files)
 
 
 def read_config(folder: Path, name: str) -> LlavaOnevisionConfig:
@@ -147,7 +97,7 @@ def load_model(
         UsageError: The attention implementation is not installed.
     """
     try:
-        with quiet_transformers():
+        with pretrained.quiet_transformers():
             if options.weights == "pretrained":
                 return _load_pretrained(folder, options)
             dtype = getattr(config, "dtype", None) if options.dtype == "auto" else options.dtype
@@ -205,21 +155,6 @@ def _load_pretrained(
                 f"({len(names)} in all)"
             )
     return model
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without the library's own table and progress bar: what they say becomes one error here."""
-    verbosity = transformers_logging.get_verbosity()
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()
 
 
 # ---- which weights these are ----

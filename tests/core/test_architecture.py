@@ -29,6 +29,7 @@ PUBLIC_MODULES = {
     "tpokit.geometry",
     "tpokit.interfaces",
     "tpokit.options",
+    "tpokit.pretrained",
     "tpokit.reporting.canvas",
     "tpokit.tokens",
     "tpokit.types",
@@ -36,7 +37,17 @@ PUBLIC_MODULES = {
 # Lower layers first; a file imports only what stands in its own layer or above.
 LAYERS = [
     {"errors", "near_misses"},
-    {"tokens", "specs", "hookspecs", "options", "geometry", "strict_yaml", "problems", "atomic"},
+    {
+        "tokens",
+        "specs",
+        "hookspecs",
+        "options",
+        "geometry",
+        "strict_yaml",
+        "problems",
+        "atomic",
+        "pretrained",
+    },
     {"types", "batch", "offers", "registry"},
     {"answers", "interfaces", "discovery", "losses"},
     {"plugins", "bridge", "lora"},

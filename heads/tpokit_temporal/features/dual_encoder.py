@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoTokenizer
 
 import tpokit
+from tpokit.pretrained import quiet_transformers
 from tpokit_temporal.features.options import EncoderFeatures
 from tpokit_temporal.features.pretrained import (
     find_folder,
     load_frozen,
-    quiet_transformers,
     weight_files,
 )
 

@@ -4,20 +4,15 @@ of a checkpoint.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoModel
-from transformers.utils import logging as transformers_logging
 
 import tpokit
+from tpokit import pretrained
 from tpokit_temporal.features.options import EncoderFeatures
 
 _DESCRIPTION_FILES = ("*.json", "*.txt", "*.model")
@@ -36,16 +31,12 @@ def find_folder(options: EncoderFeatures, start: Path) -> Path:
         UsageError: There is no such folder or repository, or no weights in it.
     """
     name = options.model
-    folder = start / Path(name).expanduser()
-    if not folder.is_dir():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or name.startswith("."):
-            raise tpokit.UsageError(f"features.model {name!r}: there is no folder {folder}")
-        folder = _download(options, folder)
-    elif options.revision is not None:
-        raise tpokit.UsageError(
-            f"features.model {name!r} is a local folder, so revision {options.revision!r} means "
-            "nothing; leave it out"
-        )
+    files = list(_DESCRIPTION_FILES)
+    for kind in _WEIGHTS:
+        files.append(kind)
+        folder = pretrained.find_folder(name, "features.model", start, options.revision, files)
+        if weight_files(folder):
+            break
     if not (folder / "config.json").is_file() or not weight_files(folder):
         raise tpokit.UsageError(
             f"features.model {name!r}: {folder} must hold config.json and weights "
@@ -71,7 +62,7 @@ def load_frozen(folder: Path, options: EncoderFeatures) -> Any:
     """
     try:
         # what transformers draws for missing weights must not move the global generator
-        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        with pretrained.quiet_transformers(), torch.random.fork_rng(devices=[]):
             model, report = AutoModel.from_pretrained(
                 folder,
                 dtype=options.dtype,
@@ -92,38 +83,3 @@ def load_frozen(folder: Path, options: EncoderFeatures) -> Any:
             f"({len(lacking)} in all, or of another size); random weights would take their place"
         )
     return model.eval().requires_grad_(False)
-
-
-def _download(options: EncoderFeatures, folder: Path) -> Path:
-    wanted = list(_DESCRIPTION_FILES)
-    try:
-        for kind in _WEIGHTS:
-            wanted.append(kind)
-            found = Path(
-                snapshot_download(options.model, revision=options.revision, allow_patterns=wanted)
-            )
-            if weight_files(found):
-                break
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as cause:
-        revision = "" if options.revision is None else f" at revision {options.revision!r}"
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        raise tpokit.UsageError(
-            f"features.model {options.model!r}: there is no folder {folder}, and the hub gives no "
-            f"repository of that name{revision}: {reason}"
-        ) from cause
-    return found
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without the library's own table and progress bar: what they say becomes one error here."""
-    verbosity = transformers_logging.get_verbosity()
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()

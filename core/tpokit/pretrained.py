@@ -1,0 +1,95 @@
+"""Folders of pretrained models of transformers, whose loading plugins share.
+
+A folder, a folder inside a package and a repository of the hub all become one local folder first;
+from there on there is one way. No code of a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers.utils import logging as transformers_logging
+
+from tpokit.errors import UsageError
+
+PACKAGE = "package://"
+"""Before the name of a package and a folder in it."""
+_REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def find_folder(
+    name: str, what: str, start: Path, revision: str | None = None, files: Sequence[str] = ()
+) -> Path:
+    """The local folder of a model, downloaded if it is on the hub.
+
+    Args:
+        name: A folder, ``package://PACKAGE/FOLDER``, or a repository of the hub.
+        what: Names it in messages: "backbone model".
+        start: A relative folder starts there.
+        revision: Branch, tag or commit of a repository.
+        files: Patterns of the files to download.
+
+    Raises:
+        UsageError: There is no such folder, package or repository.
+    """
+    if name.startswith(PACKAGE):
+        folder = _package_folder(name, what)
+    else:
+        folder = start / Path(name).expanduser()
+        if not folder.is_dir():
+            if _REPOSITORY.fullmatch(name) is None:
+                raise UsageError(f"{what} {name!r}: there is no folder {folder}")
+            return _download(name, what, folder, revision, files)
+    if revision is not None:
+        raise UsageError(
+            f"{what} {name!r} is a local folder, so revision {revision!r} means nothing; leave it "
+            "out"
+        )
+    return folder
+
+
+def _package_folder(name: str, what: str) -> Path:
+    package, _, inner = name.removeprefix(PACKAGE).partition("/")
+    try:
+        root = importlib.resources.files(package)
+    except (ModuleNotFoundError, ValueError, TypeError) as cause:
+        raise UsageError(f"{what} {name!r}: the package {package!r} is not installed") from cause
+    folder = Path(str(root.joinpath(inner)))
+    if not folder.is_dir():
+        raise UsageError(f"{what} {name!r}: the package {package!r} has no folder {inner!r}")
+    return folder
+
+
+def _download(
+    name: str, what: str, folder: Path, revision: str | None, files: Sequence[str]
+) -> Path:
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as cause:
+        place = "" if revision is None else f" at revision {revision!r}"
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        raise UsageError(
+            f"{what} {name!r}: there is no folder {folder}, and the hub gives no repository of "
+            f"that name{place}: {reason}"
+        ) from cause
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without the library's own table and progress bar: what they say becomes one error here."""
+    verbosity = transformers_logging.get_verbosity()
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
