@@ -72,14 +72,13 @@ class TemporalOptions(Options):
         input_dropout: The same for the features of clips and words.
         released_quirks: Compute as the released code does where it is wrong, to reproduce its
             numbers: words of one sample are hidden from padded clips of others when lengths differ
-            (the padding mask of the cross-attention is laid out by head, not by sample), so that a
-            result depends on the batch it is in; encoders of dummies and sentences always have 8
+            (the padding mask of the cross-attention is laid out by head, not by sample), so that
+            a result depends on the batch it is in; encoders of dummies and sentences always have 8
             heads and dropout 0.1; the last layer of the decoder's correction starts at random
-            instead of 0, and its attention to places at random instead of around the anchors. What
-            the published method consists of, though it may look odd, is not switched by it: the
-            residual of the cross-attention around its norm, the bias that a global token takes from
-            layers without text, a place for the words behind dummies in one softmax. The losses
-            list theirs.
+            instead of 0. What the published method consists of, though it may look odd, is not
+            switched by it: the residual of the cross-attention around its norm, the bias that a
+            global token takes from layers without text, a place for the words behind dummies in
+            one softmax. The losses list theirs.
         features: Where features of clips and words come from: the backbone's vision tower, which is
             the default, a frozen dual encoder, or files.
         background: Weight of queries without a moment in the loss ``label``; released:

@@ -23,8 +23,6 @@ from tpokit_temporal.detector.layers import (
 )
 from tpokit_temporal.detector.positions import inverse_sigmoid, moment_positions
 
-_FIRST_PLACE_GAIN = 2.0  # on queries and on keys: enough that queries read different clips
-
 
 class SelfAttention(nn.Module):
     """Queries look at each other."""
@@ -174,20 +172,6 @@ class Decoder(nn.Module):
             nn.init.zeros_(self.correction[-1].bias)
             if not keep_weight:
                 nn.init.zeros_(self.correction[-1].weight)
-
-    def start_at_the_anchors(self) -> None:
-        """Let which clips a query looks at first follow from the moment that it begins with.
-
-        With weights drawn at random all queries look at all clips about alike. Content starts at
-        0, so they read the same and stay the same to the classes, in some runs for good. Both
-        sides are sines of times, but of other frequencies: a query looks more, not only, at clips
-        near its moment.
-        """
-        with torch.no_grad():
-            for layer in self.layers:
-                attention = layer.clip_attention
-                for part in (attention.query_place, attention.key_place):
-                    nn.init.eye_(part.weight).mul_(_FIRST_PLACE_GAIN)
 
     def forward(
         self, start: Tensor, clips: Tensor, places: Tensor, mask: Tensor

@@ -83,14 +83,12 @@ class Detector(nn.Module):
         self._draw_weights()
 
     def _draw_weights(self) -> None:
-        """As released, but for two starts of the decoder (see the options)."""
+        """As released, but for the last layer of the decoder's correction (see the options)."""
         for part in (self.aligner.moment_encoder, self.text_to_clips, self.encoder, self.decoder):
             for parameter in part.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
         self.decoder.start_without_correction(keep_weight=self.options.released_quirks)
-        if not self.options.released_quirks:
-            self.decoder.start_at_the_anchors()
 
     def forward(
         self,
