@@ -24,6 +24,7 @@ import torch
 from temporal_sides import QUICK, Batch, Original, Ours, Plain, Side, Size
 from torch.utils.flop_counter import FlopCounterMode
 
+from tpokit_temporal.detector.precision import bfloat16_is_emulated
 from tpokit_temporal.options import TemporalOptions
 from tpokit_temporal.released_names import our_names
 
@@ -188,6 +189,10 @@ def main() -> None:
         theirs = Original(ours.network, size, device, given.original)
     sides = ours, theirs
     print(f"torch {torch.__version__}, {device}, {type(ours).__name__} | {type(theirs).__name__}")
+    if device == "cpu" and bfloat16_is_emulated():
+        print(
+            "this CPU only emulates bfloat16: under autocast ours computes in float32, theirs not"
+        )
     for count in (batch, 1):
         compare(sides, Batch.draw(size, count, device))
     autocast_batch = min(batch, given.autocast_batch)

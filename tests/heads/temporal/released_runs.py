@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tpokit_temporal.detector.outputs import Alignment, DetectorOutput, Negative
+from tpokit_temporal.options import TemporalOptions
 from tpokit_temporal.targets import TemporalTargets
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cg_detr"
@@ -112,4 +113,25 @@ def _targets(tensors: dict[str, Tensor]) -> TemporalTargets:
         clip_count=int(clip_mask.sum()),
         relevant_count=int((saliency > 0).sum()),
         real_count=int(is_real.sum()),
+    )
+
+
+def options_of(config: dict, **changes) -> TemporalOptions:
+    """Our options from the settings stored beside a run."""
+    return TemporalOptions(
+        width=config["hidden_dim"],
+        feed_forward=config["dim_feedforward"],
+        heads=config["nheads"],
+        encoder_layers=config["enc_layers"],
+        decoder_layers=config["dec_layers"],
+        text_to_clips_layers=config["t2v_layers"],
+        dummy_layers=config["dummy_layers"],
+        sentence_layers=config["sent_layers"],
+        moment_layers=config["moment_layers"],
+        projection_layers=config["n_input_proj"],
+        queries=config["num_queries"],
+        dummies=config["num_dummies"],
+        global_tokens=config["total_prompts"],
+        global_tokens_used=config["num_prompts"],
+        **{"released_quirks": True, **changes},
     )

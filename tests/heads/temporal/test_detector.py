@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.heads.temporal.released_runs import options_of
 from tpokit_temporal.detector.network import Detector
 from tpokit_temporal.detector.outputs import DetectorOutput
 from tpokit_temporal.detector.positions import clip_positions, endpoint_channels
-from tpokit_temporal.options import TemporalOptions
 from tpokit_temporal.released_names import from_released
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cg_detr"
@@ -48,26 +48,6 @@ ALIGNMENT = {
 def stored(name: str, folder: Path = GOLDEN) -> tuple[dict[str, Tensor], dict]:
     facts = json.loads((folder / f"{name}.json").read_text())
     return load_file(folder / f"{name}.safetensors"), facts
-
-
-def options_of(config: dict, **changes) -> TemporalOptions:
-    return TemporalOptions(
-        width=config["hidden_dim"],
-        feed_forward=config["dim_feedforward"],
-        heads=config["nheads"],
-        encoder_layers=config["enc_layers"],
-        decoder_layers=config["dec_layers"],
-        text_to_clips_layers=config["t2v_layers"],
-        dummy_layers=config["dummy_layers"],
-        sentence_layers=config["sent_layers"],
-        moment_layers=config["moment_layers"],
-        projection_layers=config["n_input_proj"],
-        queries=config["num_queries"],
-        dummies=config["num_dummies"],
-        global_tokens=config["total_prompts"],
-        global_tokens_used=config["num_prompts"],
-        **{"released_quirks": True, **changes},
-    )
 
 
 def run(tensors: dict[str, Tensor], facts: dict, **changes) -> DetectorOutput:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.heads.temporal.released_runs import TRAINING_RUNS, Run, load_run
+from tests.heads.temporal.released_runs import TRAINING_RUNS, Run, load_run, options_of
 from tpokit_temporal.detector.network import Detector
 from tpokit_temporal.losses.terms import LossSettings, temporal_terms, term_counts
 from tpokit_temporal.losses.weights import RELEASED_WEIGHTS, TERMS, released_weights
@@ -34,23 +34,7 @@ def auxiliary(run: Run, name: str) -> float:
 def detector_of(run: Run) -> tuple[Detector, TemporalOptions]:
     """Our network with the stored weights."""
     config = run.facts["config"]
-    options = TemporalOptions(
-        width=config["hidden_dim"],
-        feed_forward=config["dim_feedforward"],
-        heads=config["nheads"],
-        encoder_layers=config["enc_layers"],
-        decoder_layers=config["dec_layers"],
-        text_to_clips_layers=config["t2v_layers"],
-        dummy_layers=config["dummy_layers"],
-        sentence_layers=config["sent_layers"],
-        moment_layers=config["moment_layers"],
-        projection_layers=config["n_input_proj"],
-        queries=config["num_queries"],
-        dummies=config["num_dummies"],
-        global_tokens=config["total_prompts"],
-        global_tokens_used=config["num_prompts"],
-        released_quirks=True,
-    )
+    options = options_of(config)
     detector = Detector(options, config["v_feat_dim"], config["t_feat_dim"]).eval()
     stored = {
         name.removeprefix("param."): tensor
