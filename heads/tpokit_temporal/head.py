@@ -37,7 +37,8 @@ from tpokit_temporal.annotations import TemporalTarget, read_annotation, require
 from tpokit_temporal.detector.network import Detector
 from tpokit_temporal.detector.outputs import DetectorOutput
 from tpokit_temporal.detector.positions import endpoint_channels
-from tpokit_temporal.features.extractor import FeatureExtractor, Features, make_extractor
+from tpokit_temporal.features.choice import make_extractor
+from tpokit_temporal.features.extractor import FeatureExtractor, Features
 from tpokit_temporal.features.options import BackboneFeatures
 from tpokit_temporal.losses.terms import LossSettings, temporal_terms, term_counts
 from tpokit_temporal.losses.weights import TERMS

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import tpokit
-from tpokit_temporal.features.options import EncoderFeatures, FileFeatures
 
 _EPSILON = 1e-5
 
@@ -107,26 +105,6 @@ class FeatureExtractor(ABC):
 
         Without calls the tensors are ``[0, 1, ...]`` and of the right widths.
         """
-
-
-def make_extractor(options: EncoderFeatures | FileFeatures, folder: Path) -> FeatureExtractor:
-    """The extractor that the options name.
-
-    Args:
-        options: Of all kinds but ``backbone``, whose features come with the context.
-        folder: Relative paths in the options start there.
-
-    Raises:
-        UsageError: A folder or model is not there.
-        CheckpointError: A model cannot be loaded.
-    """
-    if isinstance(options, FileFeatures):
-        from tpokit_temporal.features.files import FileExtractor
-
-        return FileExtractor(options, folder)
-    from tpokit_temporal.features.encoder_extractor import EncoderExtractor
-
-    return EncoderExtractor(options, folder)
 
 
 def first_video(seen: tpokit.Seen) -> tuple[tpokit.Media, tpokit.MediaInfo]:

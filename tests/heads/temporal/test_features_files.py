@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 
 from tpokit import DataError, Media, MediaInfo, Seen, UsageError
-from tpokit_temporal.features.extractor import make_extractor, padded, unit
+from tpokit_temporal.features.choice import make_extractor
+from tpokit_temporal.features.extractor import padded, unit
 from tpokit_temporal.features.files import FileExtractor
 from tpokit_temporal.features.options import (
     BackboneFeatures,

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from tpokit import Media, MediaInfo, Seen, View
-from tpokit_temporal.features.extractor import make_extractor
+from tpokit_temporal.features.choice import make_extractor
 from tpokit_temporal.features.options import EncoderFeatures
 
 CPU = torch.device("cpu")
