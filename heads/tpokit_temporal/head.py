@@ -38,7 +38,7 @@ from tpokit_temporal.detector.network import Detector
 from tpokit_temporal.detector.outputs import DetectorOutput
 from tpokit_temporal.detector.positions import endpoint_channels
 from tpokit_temporal.features.choice import make_extractor
-from tpokit_temporal.features.extractor import FeatureExtractor, Features
+from tpokit_temporal.features.extractor import FeatureExtractor, Features, centred, unit
 from tpokit_temporal.features.options import BackboneFeatures
 from tpokit_temporal.losses.terms import LossSettings, temporal_terms, term_counts
 from tpokit_temporal.losses.weights import TERMS
@@ -206,8 +206,14 @@ class TemporalHead(TaskHead):
 
     def _features(self, context: Context) -> Features:
         if self.extractor is None:
+            options = self.options.features
+            assert isinstance(options, BackboneFeatures)
             assert context.frames is not None, "asked for by context_need"
             states, mask = context.frames
+            if options.centred:
+                states = centred(states, mask)
+            if options.normalise:
+                states = unit(states)
             return Features(states, mask, states.new_zeros(len(states)))
         if isinstance(context.prepared, Features):  # of files, or idle
             return context.prepared

@@ -131,6 +131,16 @@ def padded(rows: Sequence[Tensor], width: int) -> tuple[Tensor, Tensor]:
     return together, places < lengths[:, None]
 
 
+def centred(clips: Tensor, mask: Tensor) -> Tensor:
+    """Clips ``[n, l, v]`` less the mean of those of their video; 0 where the mask ``[n, l]`` is
+    false.
+    """
+    shown = mask.unsqueeze(-1)
+    clips = clips.masked_fill(~shown, 0)
+    mean = clips.sum(1, keepdim=True) / shown.sum(1, keepdim=True).clamp(min=1)
+    return (clips - mean).masked_fill(~shown, 0)
+
+
 def unit(rows: Tensor) -> Tensor:
     """Rows ``[..., v]`` scaled to length 1 as published: ``x / (|x| + 1e-5)``."""
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)

@@ -29,12 +29,20 @@ class BackboneFeatures(Options):
         frames_max: Most frames of a video; a longer one is looked at in fewer frames a second.
         grid: Cells in each direction into which the features of a frame are averaged; the width of
             a clip is that of the tower times ``grid`` squared.
+        centred: Take the mean of a video's clips off each of them. Features of a tower have a large
+            part that all frames share; without it, what changes in the video is learnt sooner, but
+            what it shows throughout is lost.
+        normalise: Scale each clip to length 1, as in the published training sets. Else features of
+            a tower drown the place of a clip, two numbers from 0 to 1 beside them, and where a
+            moment lies is learnt late.
     """
 
     kind: Literal["backbone"] = "backbone"
     rate: float = Field(default=1.0, gt=0)
     frames_max: int = Field(default=64, ge=1)
     grid: int = Field(default=1, ge=1)
+    centred: bool = False
+    normalise: bool = True
 
 
 class EncoderFeatures(Options):

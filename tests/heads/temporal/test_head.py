@@ -88,6 +88,44 @@ def test_it_asks_for_frames_words_and_features_of_the_backbone():
     assert need.vision
 
 
+def test_centred_features_are_what_a_video_does_not_show_throughout():
+    features = {"kind": "backbone", "grid": 2}
+    plain, made = head(), head(features={**features, "centred": True})
+    given = context()
+    states, mask = given.frames
+    shown_throughout = torch.randn(3, 1, 4 * VISION, generator=torch.Generator().manual_seed(5))
+    moved = Context(question=given.question, frames=Frames(states + shown_throughout, mask))
+
+    def logits(of, seen):
+        return of.eval()(slots(), seen).output.logits
+
+    torch.testing.assert_close(logits(made, moved), logits(made, given), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits(plain, moved), logits(plain, given), atol=1e-2)
+    alone = Context(
+        question=Words(given.question.states[1:2], given.question.mask[1:2]),
+        frames=Frames(states[1:2, :5], mask[1:2, :5]),
+    )
+    of_one = made(slots()[1:2], alone).output.logits
+    torch.testing.assert_close(of_one, logits(made, given)[:, 1:2], rtol=1e-5, atol=1e-5)
+
+
+def test_the_size_of_the_towers_features_does_not_matter_unless_asked_for():
+    """Else the place of a clip, two numbers from 0 to 1 beside them, is drowned by large ones."""
+    features = {"kind": "backbone", "grid": 2}
+    given = context()
+    larger = Context(
+        question=given.question, frames=Frames(given.frames.states * 20, given.frames.mask)
+    )
+
+    def logits(of, seen):
+        return of.eval()(slots(), seen).output.logits
+
+    made = head()
+    torch.testing.assert_close(logits(made, larger), logits(made, given), rtol=1e-4, atol=1e-4)
+    plain = head(features={**features, "normalise": False})
+    assert not torch.allclose(logits(plain, larger), logits(plain, given), atol=1e-2)
+
+
 def test_every_parameter_takes_part_when_idle_and_in_a_step():
     made = head()
     inputs = made.idle_inputs()
