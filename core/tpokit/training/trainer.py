@@ -208,8 +208,10 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         return self.optimizer
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimizer itself."""
-        return torch.optim.AdamW(groups)
+        """The optimizer itself; fused, as a loop over hundreds of small parameters takes longer than
+        the update.
+        """
+        return torch.optim.AdamW(groups, fused=True)
 
     def _get_learning_rate(self) -> float:
         self._group_rates = [float(rate) for rate in self.lr_scheduler.get_last_lr()]
