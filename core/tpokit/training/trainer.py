@@ -208,8 +208,8 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         return self.optimizer
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimizer itself; fused, as a loop over hundreds of small parameters takes longer than
-        the update.
+        """The optimizer itself. Fused: a loop over hundreds of small parameters takes far longer
+        than the update.
         """
         return torch.optim.AdamW(groups, fused=True)
 
