@@ -16,6 +16,7 @@ from tpokit.recipe import open_recipe
 ROOT = Path(__file__).parent.parent
 TOPS = {
     "tpokit": "core/tpokit",
+    "tpokit_mask": "heads/tpokit_mask",
     "tpokit_region": "heads/tpokit_region",
     "tpokit_temporal": "heads/tpokit_temporal",
     "tpokit_jsonl": "plugins/tpokit_jsonl",
