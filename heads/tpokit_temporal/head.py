@@ -7,6 +7,7 @@ it. We differ:
 
 - features are a choice of the recipe; by default clips are frames seen by the backbone's own vision
   tower, and words are hidden states of the LLM at the question;
+- clips are scaled to length 1 by default, as in CG-DETR's training sets; TPO's demo does not;
 - where words and hidden states differ in width, a linear layer brings the slot to that of a word;
 - losses are computed in float32, see `tpokit_temporal.losses.terms`.
 """

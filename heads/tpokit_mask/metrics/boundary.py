@@ -2,8 +2,8 @@
 
 Source: Perazzi et al., CVPR 2016 (DAVIS), and davisvideochallenge/davis2017-evaluation,
 davis2017/metrics.py; the numbers are the same. We differ in how they are found: the neighbourhood
-of an outline is a union of shifted rows of the disc, inside the window that holds both outlines; a
-twentieth of the time of distance transforms.
+of an outline is a union of shifted rows of the disc, inside the window that holds both outlines;
+less than a tenth of the time of distance transforms.
 
 A mask that fills the picture has no outline, and so fits an empty one with F = 1. The tolerance
 grows with the picture: compare masks at the original size.
