@@ -9,7 +9,9 @@ import pytest
 BENCH = Path(__file__).parent.parent / "bench"
 
 
-@pytest.mark.parametrize("name", ["bridge_overhead", "label_logits", "video_reading"])
+@pytest.mark.parametrize(
+    "name", ["bridge_overhead", "label_logits", "mask_tracking", "video_reading"]
+)
 def test_a_bench_runs_at_small_size_and_prints_its_ratio(name):
     done = subprocess.run(
         [sys.executable, BENCH / f"{name}.py", "--quick"],

@@ -80,20 +80,35 @@ def finish(partial: Path, folder: Path) -> None:
     _to_disk(folder.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all.
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Write a file under another name beside it; it gets its own when all of it is on the disk.
+
+    Yields:
+        The name to write under.
 
     Raises:
         CheckpointError: It cannot be written; what was there before still is.
     """
     partial = partial_name(path)
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         _to_disk(partial)
         partial.replace(path)
     except OSError as cause:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"cannot save {path}: {cause}; nothing was changed") from cause
+    finally:
+        partial.unlink(missing_ok=True)  # if it still has that name
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all.
+
+    Raises:
+        CheckpointError: It cannot be written; what was there before still is.
+    """
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

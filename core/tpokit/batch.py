@@ -5,7 +5,8 @@ Importing this file does not import torch; tensors appear in annotations only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -139,6 +140,18 @@ def moved(value: Any, device: Any, non_blocking: bool = False) -> Any:
     if hasattr(value, "to"):
         return value.to(device, non_blocking=non_blocking)
     return _map(value, lambda inner: moved(inner, device, non_blocking))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors of nested tuples, lists, dicts and dataclasses."""
+    if hasattr(value, "requires_grad"):
+        yield value
+    elif isinstance(value, dict):
+        yield from (tensor for inner in value.values() for tensor in tensors_in(inner))
+    elif isinstance(value, (list, tuple)):
+        yield from (tensor for inner in value for tensor in tensors_in(inner))
+    elif is_dataclass(value):
+        yield from (t for field in fields(value) for t in tensors_in(getattr(value, field.name)))
 
 
 def _pin(value: Any) -> Any:

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from tpokit.batch import Batch, ContextIndex, GivenIndex
+from tpokit.batch import Batch, ContextIndex, GivenIndex, tensors_in
 from tpokit.bridge import TaskTokenBridge
 from tpokit.interfaces import Backbone, Host, TaskHead
 from tpokit.losses import language_terms
@@ -118,7 +117,7 @@ class TpoModel(nn.Module):
                     state.requires_grad_(hidden.requires_grad)
             prediction = head(slots, context)
             nothing = sum(
-                (leaf.sum() * 0.0 for leaf in tree_leaves(prediction) if isinstance(leaf, Tensor)),
+                (tensor.sum() * 0.0 for tensor in tensors_in(prediction)),
                 hidden.new_zeros(()),
             )
             if self.alike and head.context_need().vision:

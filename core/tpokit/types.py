@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from tpokit.errors import UsageError
 from tpokit.tokens import marked_tasks
 
 if TYPE_CHECKING:
@@ -32,15 +33,19 @@ class Media:
 
     Attributes:
         kind: ``image`` or ``video``.
-        path: The file.
+        path: The file; of a video also a folder with its frames (jpg, jpeg, png) in the order of
+            their names.
         start_s, end_s: The part of the video that is meant, in seconds; ``None``: from the start,
             to the end.
+        rate: Frames a second of a folder of frames: frame k is shown from k / rate seconds on.
+            ``None`` for a file, which says itself when its frames are shown.
     """
 
     kind: MediaKind
     path: Path
     start_s: float | None = None
     end_s: float | None = None
+    rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class View:
             pixels.
         times_s: When each frame is shown, seconds from the start of the medium, ``[t]``.
         duration_s: Length of the video part that is meant; 0 for an image.
-        path: The file, for messages.
+        path: The file, or the folder of frames, for messages.
     """
 
     kind: MediaKind
@@ -146,12 +151,28 @@ class ContextNeed:
         question: Hidden states of the words of the question (`Words`).
         vision: Features of its frames from the backbone's vision tower (`Frames`).
         grid: Cells in each direction into which the features of a frame are pooled.
+        stream: In inference the core reads no frames for this head (`Seen.views` is empty): it
+            streams the medium itself, of any length. In training it gets ``media`` all the same.
+            Not together with ``vision``, which needs the frames.
     """
 
     media: MediaNeed | None = None
     question: bool = False
     vision: bool = False
     grid: int = 1
+    stream: bool = False
+
+    @property
+    def looks(self) -> bool:
+        """Whether the head looks at the media in any way."""
+        return self.media is not None or self.stream
+
+    def __post_init__(self) -> None:
+        if self.stream and self.vision:
+            raise UsageError(
+                "a head that streams its medium has no frames for the vision tower in inference; "
+                "ask for stream or for vision"
+            )
 
 
 @dataclass(frozen=True)
@@ -163,7 +184,8 @@ class Seen:
         question: Text of the user's turn, without marks of media.
         media: Media of the sample.
         info: Their sizes; of the first one results are stated.
-        views: The head's own frames of each medium, if it asked for any and they were read.
+        views: The head's own frames of each medium, if it asked for any and they were read (in
+            inference none for a head that streams).
         prepared: What `TaskHead.prepare` made; ``None`` while it runs, and where only the right
             result is asked for.
         sample_id: `Sample.id`, by which files of a sample can be found.

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tpokit.layers import Float32Linear
+
 AdapterKind = Literal["linear", "mlp"]
 
 
@@ -43,24 +45,21 @@ class MaskAdapter(nn.Module):
         self.tokens = slots if kind == "linear" else slots * tokens_per_slot
         layers: list[nn.Module]
         if kind == "linear":
-            layers = [nn.Linear(hidden, width) for _ in range(slots)]
+            layers = [Float32Linear(hidden, width) for _ in range(slots)]
         else:
-            last = nn.Linear(hidden, tokens_per_slot * width)
-            layers = [nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), last)]
+            last = Float32Linear(hidden, tokens_per_slot * width)
+            layers = [nn.Sequential(Float32Linear(hidden, hidden), nn.ReLU(), last)]
         self.layers = nn.ModuleList(layers)
 
     def forward(self, slots: Tensor) -> Tensor:
         """``[b, k, c]`` to ``[b, n, d]`` float32; ``b = 0`` is legal.
 
-        Computed in the type of the weights, also under autocast: prompt tokens hold places, which
-        bfloat16 is too coarse for. The tokens of a slot follow each other.
+        Computed in float32, also under autocast: prompt tokens hold places. The tokens of a slot
+        follow each other.
         """
-        weight: Tensor = next(self.parameters())
-        slots = slots.to(weight.dtype)
-        with torch.autocast(slots.device.type, enabled=False):
-            if len(self.layers) == 1:
-                found: Tensor = self.layers[0](slots)
-            else:
-                each = zip(self.layers, slots.unbind(1), strict=True)
-                found = torch.stack([layer(slot) for layer, slot in each], 1)
-        return found.reshape(len(slots), self.tokens, self.width).float()
+        if len(self.layers) == 1:
+            found: Tensor = self.layers[0](slots)
+        else:
+            each = zip(self.layers, slots.unbind(1), strict=True)
+            found = torch.stack([layer(slot) for layer, slot in each], 1)
+        return found.reshape(len(slots), self.tokens, self.width)

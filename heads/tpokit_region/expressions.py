@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from tpokit.data.boxes import Corners
 from tpokit.types import Media, Sample, Turn
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """One sentence that refers to one box.
+    """One sentence that refers to one object.
 
     Attributes:
         id: Unique within its source.
         text: The sentence.
         image: Path of the image from the folder of media.
-        box: Corners as fractions of the image.
+        target: The object as the head of the task takes it: for ``region`` a box, corners as
+            fractions of the image; for ``mask`` a mapping with ``mask``.
     """
 
     id: str
     text: str
     image: str
-    box: Corners
+    target: Any
 
 
 def sample_of(
@@ -35,8 +36,9 @@ def sample_of(
     questions: Sequence[str],
     answers: Sequence[str],
     random: np.random.Generator,
+    task: Literal["region", "mask"] = "region",
 ) -> Sample:
-    """One question and answer, their wordings drawn by ``random``."""
+    """One question and answer about ``task``, their wordings drawn by ``random``."""
     question = questions[int(random.integers(len(questions)))]
     answer = answers[int(random.integers(len(answers)))]
     return Sample(
@@ -46,5 +48,5 @@ def sample_of(
             Turn("assistant", answer.replace("{expression}", expression.text)),
         ),
         media=(Media("image", root / expression.image),),
-        targets={"region": (expression.box,)},
+        targets={task: (expression.target,)},
     )

@@ -22,20 +22,12 @@ from tpokit.data.boxes import Corners, read_box
 from tpokit.errors import TpokitError
 from tpokit.geometry import aligned_giou, centre_to_corners, is_proper, order_corners, to_pixels
 from tpokit.interfaces import Host, TaskHead
+from tpokit.layers import Float32Linear
 from tpokit.tokens import TaskTokens
 from tpokit.types import Context, LossTerm, MediaInfo, Seen
 from tpokit_region.options import RegionOptions
 
 _FIRST_BOX = (0.25, 0.25, 0.75, 0.75)
-
-
-class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32, whatever its weights, its input or autocast say."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``[..., in]`` of any float type to float32 ``[..., out]``."""
-        with torch.autocast(input.device.type, enabled=False):
-            return nn.functional.linear(input.float(), self.weight.float(), self.bias.float())
 
 
 class RegionHead(TaskHead):

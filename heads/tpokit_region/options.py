@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tpokit.options import Options
-from tpokit_region.templates import ANSWERS, QUESTIONS
+from tpokit_region.templates import ANSWERS, MASK_ANSWERS, MASK_QUESTIONS, QUESTIONS
 
-_MARK = "<region>"
 _EXPRESSION = "{expression}"
 
 
@@ -39,11 +38,17 @@ class _ExpressionOptions(Options):
     Attributes:
         questions: Wordings, one of which is drawn for each reading; ``{expression}`` stands for the
             expression.
-        answers: Wordings of the answer; each has one ``<region>`` and may have ``{expression}``.
+        answers: Wordings of the answer; each has one mark of the task (``<region>``) and may have
+            ``{expression}``.
     """
 
     questions: tuple[str, ...] = Field(default=QUESTIONS, min_length=1)
     answers: tuple[str, ...] = Field(default=ANSWERS, min_length=1)
+
+    @property
+    def mark(self) -> str:
+        """What calls the head."""
+        return "<region>"
 
     @field_validator("questions")
     @classmethod
@@ -53,13 +58,12 @@ class _ExpressionOptions(Options):
                 raise ValueError(f"the question {question!r} lacks {_EXPRESSION}")
         return questions
 
-    @field_validator("answers")
-    @classmethod
-    def _answers_call(cls, answers: tuple[str, ...]) -> tuple[str, ...]:
-        for answer in answers:
-            if answer.count(_MARK) != 1:
-                raise ValueError(f"the answer {answer!r} must have {_MARK} exactly once")
-        return answers
+    @model_validator(mode="after")
+    def _answers_call(self) -> _ExpressionOptions:
+        for answer in self.answers:
+            if answer.count(self.mark) != 1:
+                raise ValueError(f"the answer {answer!r} must have {self.mark} exactly once")
+        return self
 
 
 class RefcocoOptions(_ExpressionOptions):
@@ -71,12 +75,27 @@ class RefcocoOptions(_ExpressionOptions):
         instances: ``instances.json`` beside it.
         split: ``train``, ``val``, ``testA``, ``testB`` or ``test``, whichever the file has.
         media_root: Folder of the COCO images (``train2014``).
+        task: What is asked for: the box (``region``), or the shape of the object (``mask``), from
+            the ``segmentation`` of its annotation; wordings are then others, too.
     """
 
     refs: Path
     instances: Path
     split: str
     media_root: Path
+    task: Literal["region", "mask"] = "region"
+
+    @property
+    def mark(self) -> str:
+        """What calls the head of the task."""
+        return f"<{self.task}>"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wordings_of_task(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("task") == "mask":
+            return {"questions": MASK_QUESTIONS, "answers": MASK_ANSWERS, **values}
+        return values
 
 
 class RefcocoJsonOptions(_ExpressionOptions):

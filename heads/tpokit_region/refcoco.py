@@ -1,7 +1,8 @@
 """RefCOCO, RefCOCO+ and RefCOCOg as published: a pickle of references beside COCO's instances.
 
 Source: Yu et al., ECCV 2016 and Mao et al., CVPR 2016; layout of lichengunc/refer. One sample for
-each sentence. Boxes there are x, y, width, height in pixels.
+each sentence. Boxes there are x, y, width, height in pixels; shapes are polygons in pixels, or run
+lengths for crowds.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from tpokit.interfaces import DataSource
 from tpokit.types import Sample
 from tpokit_region.expressions import Expression, sample_of
 from tpokit_region.options import RefcocoOptions
+
+_KEYS = {"region": "bbox", "mask": "segmentation"}
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -45,9 +48,9 @@ class RefcocoSource(DataSource):
         if not chosen:
             splits = ", ".join(sorted({str(ref.get("split")) for ref in refs}))
             raise DataError(f"{refs_path}: no split {options.split!r}; there are: {splits}")
-        boxes = _Instances(instances_path)
+        instances = _Instances(instances_path, _KEYS[options.task])
         self._expressions = [
-            expression for ref in chosen for expression in _expressions(ref, boxes, refs_path)
+            expression for ref in chosen for expression in _expressions(ref, instances, refs_path)
         ]
 
     def __len__(self) -> int:
@@ -57,34 +60,37 @@ class RefcocoSource(DataSource):
         """See `DataSource.read`."""
         options = self._options
         return sample_of(
-            self._expressions[index], self._root, options.questions, options.answers, random
+            self._expressions[index],
+            self._root,
+            options.questions,
+            options.answers,
+            random,
+            options.task,
         )
 
 
 class _Instances:
-    """Boxes and images of ``instances.json``."""
+    """Boxes (``bbox``) or shapes (``segmentation``), and images, of ``instances.json``."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
         found = json_document(path)
         try:
             self._images = {image["id"]: image for image in found["images"]}
-            self._boxes = {entry["id"]: entry["bbox"] for entry in found["annotations"]}
+            self._found = {entry["id"]: entry[key] for entry in found["annotations"]}
         except (KeyError, TypeError) as cause:
             raise DataError(
                 f"{path}: not COCO instances: needs 'images' with 'id' and 'annotations' with 'id' "
-                f"and 'bbox' ({type(cause).__name__}: {cause})"
+                f"and {key!r} ({type(cause).__name__}: {cause})"
             ) from cause
 
-    def box(self, annotation_id: Any, image: Mapping[str, Any], where: str) -> Corners:
-        """The box of an annotation as fractions of its image."""
-        if annotation_id not in self._boxes:
+    def target(self, annotation_id: Any, image: Mapping[str, Any], where: str) -> Any:
+        """What the head takes of an annotation; see `Expression`."""
+        if annotation_id not in self._found:
             raise DataError(f"{where}: ann_id {annotation_id!r} is not in {self._path}")
-        x, y, width, height = read_numbers(
-            self._boxes[annotation_id], f"{self._path}, annotation {annotation_id}"
-        )
-        return read_box_px(
-            (x, y, x + width, y + height),
+        read = _box if self._key == "bbox" else _mask
+        return read(
+            self._found[annotation_id],
             image.get("width"),
             image.get("height"),
             f"{self._path}, annotation {annotation_id}",
@@ -96,6 +102,23 @@ class _Instances:
         if not isinstance(image, Mapping) or not isinstance(image.get("file_name"), str):
             raise DataError(f"{where}: image_id {image_id!r} has no file_name in {self._path}")
         return image
+
+
+def _box(found: Any, width: Any, height: Any, where: str) -> Corners:
+    """A box as fractions of its image."""
+    x, y, box_width, box_height = read_numbers(found, where)
+    return read_box_px((x, y, x + box_width, y + box_height), width, height, where)
+
+
+def _mask(found: Any, width: Any, height: Any, where: str) -> dict[str, Any]:
+    """A shape in the form of the mask head, which looks into it when it is decoded."""
+    if isinstance(found, Mapping):
+        return {"mask": {"rle": dict(found)}}
+    if not isinstance(found, list) or not found:
+        raise DataError(
+            f"{where}: segmentation is {found!r:.60}; it is a list of polygons or an RLE"
+        )
+    return {"mask": {"polygons": found, "size": [height, width]}}
 
 
 def _read_refs(path: Path) -> list[dict[str, Any]]:
@@ -116,7 +139,7 @@ def _read_refs(path: Path) -> list[dict[str, Any]]:
 def _expressions(ref: Mapping[str, Any], instances: _Instances, path: Path) -> Iterator[Expression]:
     where = f"{path}, ref_id {ref.get('ref_id')!r}"
     image = instances.image(ref.get("image_id"), where)
-    box = instances.box(ref.get("ann_id"), image, where)
+    target = instances.target(ref.get("ann_id"), image, where)
     sentences = ref.get("sentences")
     if not isinstance(sentences, list):
         raise DataError(f"{where}: 'sentences' is not a list")
@@ -124,4 +147,4 @@ def _expressions(ref: Mapping[str, Any], instances: _Instances, path: Path) -> I
         if not isinstance(sentence, dict) or not isinstance(sentence.get("sent"), str):
             raise DataError(f"{where}: a sentence needs 'sent', found {sentence!r}")
         name = f"{ref.get('ref_id')}-{sentence.get('sent_id')}"
-        yield Expression(name, sentence["sent"].strip(), image["file_name"], box)
+        yield Expression(name, sentence["sent"].strip(), image["file_name"], target)

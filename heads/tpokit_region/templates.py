@@ -1,4 +1,6 @@
-"""Wordings of grounding questions and answers; ``{expression}`` stands for what is meant.
+"""Wordings of questions about objects in images and of their answers, with a box or a mask.
+
+``{expression}`` stands for what is meant.
 
 Source: arXiv 2412.19326 draws one of ten questions for each sample; these are our own sentences.
 """
@@ -22,4 +24,23 @@ ANSWERS = (
     "It is here: <region>.",
     "Here it is: <region>.",
     "You can find it here: <region>.",
+)
+
+MASK_QUESTIONS = (
+    "Which pixels belong to {expression}?",
+    "Segment {expression} in the image.",
+    "Cut out {expression}.",
+    "Can you segment {expression}?",
+    "Give the mask of {expression}.",
+    "Outline {expression}, please.",
+    "What is the exact shape of {expression}?",
+    "Colour in {expression}.",
+    "I need {expression} without the background.",
+    "Which part of the image is covered by {expression}?",
+)
+
+MASK_ANSWERS = (
+    "This is it: <mask>.",
+    "It covers this: <mask>.",
+    "Here is its shape: <mask>.",
 )

@@ -15,7 +15,8 @@ it. We differ:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,8 @@ TOKENS = TaskTokens(trigger="<time_begin>", slots=("<temp>",))
 _PLACE_CHANNELS = 2  # of `endpoint_channels`
 
 
-class Prediction(NamedTuple):
+@dataclass(frozen=True)
+class Prediction:
     """What the detector gives of n calls, and ``clip_s [n]``: seconds of a clip, 0 where clips are
     equal parts of the video.
     """

@@ -10,9 +10,10 @@ Only a question and an answer are needed::
      "given": {"region": [[64, 48, 320, 288]]}, "box_unit": "pixels", "width": 640, "height": 480}
 
 ``docs/jsonl.md`` lists every key. What a target looks like is the affair of the head of its task
-and is checked there. Only boxes are touched here: with ``box_unit: pixels`` every list of four
-numbers, and every ``box`` of an object, among ``targets`` and ``given`` is divided by ``width`` and
-``height``.
+and is checked there. Only two things are touched in ``targets`` and ``given``: with ``box_unit:
+pixels`` every list of four numbers, every ``box`` of an object and every ``box`` of its ``frames``
+is divided by ``width`` and ``height``; and the ``png`` of a mask starts from the same folder as
+media.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from tpokit.types import Media, Role, Sample, Turn
 from tpokit_jsonl.options import JsonlOptions
 
 _KEYS = frozenset(
-    {"id", "image", "images", "video", "start_s", "end_s", "media", "turns", "question", "answer"}
-    | {"targets", "given", "box_unit", "width", "height"}
+    {"id", "image", "images", "video", "start_s", "end_s", "rate", "media", "turns", "question"}
+    | {"answer", "targets", "given", "box_unit", "width", "height"}
 )
+_VIDEO_KEYS = ("start_s", "end_s", "rate")
 _MEDIA_KEYS = ("image", "images", "video", "media")
 
 
@@ -70,8 +72,8 @@ class JsonlSource(DataSource):
             id=str(name),
             turns=_turns(entry, where),
             media=_media(entry, self._root, where),
-            targets=_annotations(entry, "targets", where),
-            given=_annotations(entry, "given", where),
+            targets=_annotations(entry, "targets", self._root, where),
+            given=_annotations(entry, "given", self._root, where),
         )
 
 
@@ -113,9 +115,9 @@ def _media(entry: Mapping[str, Any], root: Path, where: str) -> tuple[Media, ...
     named = [key for key in _MEDIA_KEYS if key in entry]
     if len(named) > 1:
         raise DataError(f"{where}: has {' and '.join(named)}; for several media use 'media' alone")
-    times = {key: entry[key] for key in ("start_s", "end_s") if key in entry}
+    times = {key: entry[key] for key in _VIDEO_KEYS if key in entry}
     if times and named != ["video"]:
-        raise DataError(f"{where}: start_s and end_s go with 'video'")
+        raise DataError(f"{where}: start_s, end_s and rate go with 'video'")
     if not named:
         return ()
     value = entry[named[0]]
@@ -134,24 +136,25 @@ def _media(entry: Mapping[str, Any], root: Path, where: str) -> tuple[Media, ...
 
 def _medium(medium: Any, root: Path, where: str) -> Media:
     if not isinstance(medium, Mapping) or not {"kind", "path"} <= set(medium) <= {
-        *("kind", "path", "start_s", "end_s")
+        *("kind", "path", *_VIDEO_KEYS)
     }:
         raise DataError(
-            f"{where}: a medium has 'kind' and 'path', a video also 'start_s' and 'end_s', "
-            f"found {medium!r}"
+            f"{where}: a medium has 'kind' and 'path', a video also 'start_s', 'end_s' and, if it "
+            f"is a folder of frames, 'rate', found {medium!r}"
         )
     if medium["kind"] not in ("image", "video"):
         raise DataError(f"{where}: unknown kind of media {medium['kind']!r}: image or video")
     if not isinstance(medium["path"], str) or not medium["path"]:
         raise DataError(f"{where}: the path of a medium must be a text, found {medium['path']!r}")
     start_s, end_s = (_seconds(medium, key, where) for key in ("start_s", "end_s"))
-    if medium["kind"] == "image" and (start_s is not None or end_s is not None):
-        raise DataError(f"{where}: an image has no start_s and end_s")
+    rate = _rate(medium, where)
+    if medium["kind"] == "image" and any(value is not None for value in (start_s, end_s, rate)):
+        raise DataError(f"{where}: an image has no start_s, end_s and rate")
     if end_s is not None and end_s <= (start_s or 0.0):
         raise DataError(
             f"{where}: end_s = {end_s:g} must be later than start_s = {start_s or 0.0:g}"
         )
-    return Media(medium["kind"], root / medium["path"], start_s, end_s)
+    return Media(medium["kind"], root / medium["path"], start_s, end_s, rate)
 
 
 def _seconds(medium: Mapping[str, Any], key: str, where: str) -> float | None:
@@ -163,7 +166,18 @@ def _seconds(medium: Mapping[str, Any], key: str, where: str) -> float | None:
     return float(value)
 
 
-def _annotations(entry: Mapping[str, Any], key: str, where: str) -> dict[str, tuple[Any, ...]]:
+def _rate(medium: Mapping[str, Any], where: str) -> float | None:
+    value = medium.get("rate")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise DataError(f"{where}: rate must be frames a second, above 0, found {value!r}")
+    return float(value)
+
+
+def _annotations(
+    entry: Mapping[str, Any], key: str, root: Path, where: str
+) -> dict[str, tuple[Any, ...]]:
     found = entry.get(key, {})
     if not isinstance(found, dict) or not all(isinstance(value, list) for value in found.values()):
         raise DataError(
@@ -173,6 +187,7 @@ def _annotations(entry: Mapping[str, Any], key: str, where: str) -> dict[str, tu
     unit = entry.get("box_unit", "fraction")
     if unit not in ("fraction", "pixels"):
         raise DataError(f"{where}: unknown box_unit {unit!r}: fraction or pixels")
+    found = {task: [_with_root(value, root) for value in values] for task, values in found.items()}
     if unit == "fraction":
         return {task: tuple(values) for task, values in found.items()}
     return {
@@ -182,9 +197,30 @@ def _annotations(entry: Mapping[str, Any], key: str, where: str) -> dict[str, tu
 
 
 def _without_pixels(value: Any, entry: Mapping[str, Any], where: str) -> Any:
-    """The same annotation, its box (if it has one) in fractions."""
-    if isinstance(value, dict) and "box" in value:
-        return {**value, "box": _without_pixels(value["box"], entry, where)}
-    if isinstance(value, list) and len(value) == 4:
+    """The same annotation, its boxes (if it has any) in fractions."""
+    if isinstance(value, dict):
+        changed = {}
+        if "box" in value:
+            changed["box"] = _without_pixels(value["box"], entry, where)
+        if isinstance(value.get("frames"), list):
+            changed["frames"] = [_without_pixels(frame, entry, where) for frame in value["frames"]]
+        return {**value, **changed}
+    if isinstance(value, list) and len(value) == 4 and not any(map(_is_nested, value)):
         return list(read_box_px(value, entry.get("width"), entry.get("height"), where))
     return value
+
+
+def _is_nested(value: Any) -> bool:
+    """Four of these are no box: a mask of four parts."""
+    return isinstance(value, dict | list)
+
+
+def _with_root(value: Any, root: Path) -> Any:
+    """The same annotation, each ``png`` in it with its full path."""
+    if isinstance(value, dict):
+        found = {key: _with_root(member, root) for key, member in value.items()}
+        path = value.get("png")
+        return {**found, "png": str((root / path).absolute())} if isinstance(path, str) else found
+    if isinstance(value, list) and not (value and isinstance(value[0], int | float)):
+        return [_with_root(member, root) for member in value]
+    return value  # lists of numbers are long

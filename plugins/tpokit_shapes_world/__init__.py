@@ -19,6 +19,6 @@ def tpokit_sources() -> Sequence[tpokit.SourceSpec]:
             name="shapes_world",
             factory="tpokit_shapes_world.source:ShapesWorld",
             options="tpokit_shapes_world.options:ShapesWorldOptions",
-            summary="procedural scenes: conversations, boxes, moments; real PNG and mp4 files",
+            summary="procedural scenes: conversations, boxes, masks, moments; real PNG, mp4 files",
         )
     ]

@@ -1,9 +1,9 @@
 """Dialogues about a scene: turns of several kinds, drawn by a mixture.
 
-A conversation turn is answered in words alone; a region or moment turn calls a head: the marker
-``<region>`` or ``<temporal>`` in its answer stands where the head's trigger goes. Some conversation
-questions look much like region questions ("in which half is the red ring"), so that calling the
-right head is a real decision.
+A conversation turn is answered in words alone; a region, moment or mask turn calls a head: the
+marker ``<region>``, ``<temporal>`` or ``<mask>`` in its answer stands where the head's trigger
+goes. Some conversation questions look much like region questions ("in which half is the red
+ring"), so that calling the right head is a real decision.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ from tpokit.options import Options
 KIND_NAMES = (
     *("colour", "shape", "count", "existence", "relation", "half", "cell", "beside"),
     *("extreme", "listing", "layout", "colour_map", "shape_map", "region", "two_regions"),
-    *("motion", "mover", "order", "moment"),
+    *("motion", "mover", "order", "moment", "mask", "two_masks", "track", "follow"),
 )
+CLIP_KIND_NAMES = ("track", "follow")  # an image has no answer to them
 
 
 class ShapesWorldOptions(Options):
@@ -31,6 +32,9 @@ class ShapesWorldOptions(Options):
         objects: Fewest and most objects of a scene.
         radius: Smallest and largest radius, as fractions of the side.
         distractor_share: Chance that a further object has the colour or the shape of the first.
+        interval: Fewest and most frames of a clip in which an object is visible; by default 2 to 5.
+        from_start: Whether all objects of a clip are visible in its first frame, as those of
+            tracking benchmarks are.
         folder: Where the files are written, relative to the recipe; by default the user's cache.
     """
 
@@ -44,6 +48,8 @@ class ShapesWorldOptions(Options):
     objects: tuple[int, int] = (2, 3)
     radius: tuple[float, float] = (0.14, 0.24)
     distractor_share: float = Field(default=0.3, ge=0.0, le=1.0)
+    interval: tuple[int, int] | None = None
+    from_start: bool = False
     folder: Path | None = None
 
     @field_validator("kinds")
@@ -64,4 +70,21 @@ class ShapesWorldOptions(Options):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} is [{low}, {high}]; it must be [fewest, most], above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _clips(self) -> ShapesWorldOptions:
+        if (
+            self.interval is not None
+            and not 0 < self.interval[0] <= self.interval[1] <= self.frames
+        ):
+            raise ValueError(
+                f"interval is {list(self.interval)}; it must be [fewest, most] visible frames, "
+                f"from 1 to the {self.frames} of 'frames'"
+            )
+        of_clips = [kind for kind in CLIP_KIND_NAMES if self.kinds.get(kind)]
+        if self.frames == 1 and of_clips:
+            raise ValueError(
+                f"{', '.join(of_clips)} can only be asked about clips; 'frames' must be above 1"
+            )
         return self

@@ -3,7 +3,9 @@
 Each function draws one question of its kind, or gives None where the scene makes every drawn
 question ambiguous (two rings, two centres side by side). The answer to a conversation question
 follows from the question and the scene alone, so it can be scored by exact match. The answer to a
-region or moment question contains markers where a head's trigger goes, and no numbers of a box.
+region, moment or mask question contains markers where a head's trigger goes, and no numbers of a
+box. Every word of a question or answer is one of :mod:`tpokit_shapes_world.vocabulary`: the tiny
+base knows no others.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 from tpokit_shapes_world.scenes import COLOURS, MOTIONS, SHAPES, Scene, SceneObject
 from tpokit_shapes_world.vocabulary import NUMBERS, plural
 
-REGION_MARKER, TEMPORAL_MARKER = "<region>", "<temporal>"
+REGION_MARKER, TEMPORAL_MARKER, MASK_MARKER = "<region>", "<temporal>", "<mask>"
 _MARGIN = 0.06  # of the side: closer centres are neither left nor right of each other
 _MAP_CELLS = 4  # rows and columns of the map of an image
 _MAP_SHARE = 0.15  # of a cell's pixels: what covers less is not named
@@ -27,7 +29,10 @@ _QUESTION_MARK_SHARE = 0.5  # of the questions end with a question mark
 
 @dataclass(frozen=True)
 class QuestionAnswer:
-    """One turn of a dialogue."""
+    """One turn of a dialogue.
+
+    A marker in the question stands for the box of the object that is meant.
+    """
 
     kind: str  # a key of KINDS
     question: str
@@ -351,6 +356,78 @@ def _ask_moment(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
     return _turn(generator, "moment", wordings, answer, (place,))
 
 
+def _ask_mask(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
+    place = _pick(generator, scene)[0]
+    name = scene.objects[place].name
+    wordings = (
+        f"segment the {name}",
+        f"can you segment the {name}",
+        f"mask the {name}",
+        f"cut out the {name}",
+        f"show me the mask of the {name}",
+    )
+    # "this" and "all" begin no other answer, so the first word decides between box and mask
+    answers = (
+        f"this is the mask {MASK_MARKER}",
+        f"this is its mask {MASK_MARKER}",
+        f"this is the {name} {MASK_MARKER}",
+    )
+    answer = answers[int(generator.integers(len(answers)))]
+    return _turn(generator, "mask", wordings, answer, (place,))
+
+
+def _ask_two_masks(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
+    if len(scene.objects) < 2:
+        return None
+    first, second = _pick(generator, scene, 2)
+    one, other = scene.objects[first].name, scene.objects[second].name
+    wordings = (
+        f"segment the {one} and the {other}",
+        f"can you segment the {one} and the {other}",
+        f"mask the {one} and the {other}",
+    )
+    answer = f"this is the {one} {MASK_MARKER} and this is the {other} {MASK_MARKER}"
+    return _turn(generator, "two_masks", wordings, answer, (first, second))
+
+
+def _ask_track(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
+    if scene.options.frames == 1:
+        return None
+    place = _pick(generator, scene)[0]
+    name = scene.objects[place].name
+    wordings = (
+        f"follow the {name}",
+        f"track the {name}",
+        f"can you follow the {name}",
+        f"can you track the {name}",
+        f"follow the {name} through the clip",
+    )
+    answers = (
+        f"i follow it {MASK_MARKER}",
+        f"i track it {MASK_MARKER}",
+        f"i follow the {name} {MASK_MARKER}",
+    )
+    answer = answers[int(generator.integers(len(answers)))]
+    return _turn(generator, "track", wordings, answer, (place,))
+
+
+def _ask_follow(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
+    """As :func:`_ask_track`, but the object is not named: its box is given."""
+    if scene.options.frames == 1:
+        return None
+    place = _pick(generator, scene)[0]
+    wordings = (
+        f"follow the thing at {MASK_MARKER}",
+        f"track the thing at {MASK_MARKER}",
+        f"can you follow what is in {MASK_MARKER}",
+        f"track the object in {MASK_MARKER}",
+        f"follow the thing at {MASK_MARKER} through the clip",
+    )
+    answers = (f"i follow it {MASK_MARKER}", f"i track it {MASK_MARKER}")
+    answer = answers[int(generator.integers(len(answers)))]
+    return _turn(generator, "follow", wordings, answer, (place,))
+
+
 KINDS: Mapping[str, Ask] = MappingProxyType(
     {
         "colour": _ask_colour,
@@ -372,5 +449,9 @@ KINDS: Mapping[str, Ask] = MappingProxyType(
         "mover": _ask_mover,
         "order": _ask_order,
         "moment": _ask_moment,
+        "mask": _ask_mask,
+        "two_masks": _ask_two_masks,
+        "track": _ask_track,
+        "follow": _ask_follow,
     }
 )

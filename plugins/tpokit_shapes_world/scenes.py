@@ -45,6 +45,7 @@ class SceneOptions:
     radius: tuple[float, float] = (0.14, 0.24)
     distractor_share: float = 0.3  # chance that a further object resembles the first
     interval_frames: tuple[int, int] = (2, 5)  # fewest and most visible frames in a clip
+    from_start: bool = False  # all objects are there in the first frame of a clip
     speed: tuple[float, float] = (0.03, 0.06)  # per frame, of what moves
     min_visible: float = 0.6  # least share of an object's area that others leave visible
     background_contrast: float = 0.35  # peak to peak, of a range of brightness of 1
@@ -208,6 +209,18 @@ def mask_box(mask: Mask) -> tuple[int, int, int, int] | None:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def mask_rle(mask: Mask) -> dict[str, list[int]]:
+    """COCO's run lengths of a mask ``[h, w]``, not compressed.
+
+    ``size`` is [h, w]; ``counts`` has the lengths of the runs down one column after the other, the
+    first of pixels outside: 0 if the first pixel is inside.
+    """
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(np.diff(flat, prepend=False))
+    counts = np.diff(changes, prepend=0, append=flat.size)
+    return {"size": list(mask.shape), "counts": counts.tolist()}
+
+
 def _draw_looks(
     generator: np.random.Generator, count: int, distractor_share: float
 ) -> list[tuple[str, str]]:
@@ -235,7 +248,8 @@ def _place(
         centre = generator.uniform(radius, side - radius, 2)
         return SceneObject(shape, colour, float(radius), (float(centre[0]), float(centre[1])))
     length = int(generator.integers(options.interval_frames[0], options.interval_frames[1] + 1))
-    first = int(generator.integers(0, options.frames - length + 1))
+    latest = 0 if options.from_start else options.frames - length
+    first = int(generator.integers(0, latest + 1))
     motion = str(generator.choice(list(MOTIONS)))
     room = (side - 2 * radius) / max(length - 1, 1)  # the longest step that stays inside
     speed = min(generator.uniform(*options.speed) * side, room) if motion != "still" else 0.0

@@ -13,18 +13,27 @@ from tpokit import DataError, DataSource, Media, Options, Sample, Turn
 from tpokit_shapes_world.conversations import CLIP_MIXTURE, CONVERSATION_MIXTURE, converse
 from tpokit_shapes_world.options import ShapesWorldOptions
 from tpokit_shapes_world.painting import write_mp4, write_png
-from tpokit_shapes_world.questions import REGION_MARKER, TEMPORAL_MARKER, QuestionAnswer
-from tpokit_shapes_world.scenes import Scene, SceneError, SceneOptions, make_scene
+from tpokit_shapes_world.questions import (
+    MASK_MARKER,
+    REGION_MARKER,
+    TEMPORAL_MARKER,
+    QuestionAnswer,
+)
+from tpokit_shapes_world.scenes import Scene, SceneError, SceneOptions, make_scene, mask_rle
 
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 _TRIES = 20
 
 
 class ShapesWorld(DataSource):
-    """Conversations, boxes and moments about procedural scenes.
+    """Conversations, boxes, masks and moments about procedural scenes.
 
     Targets: task ``region``: the box of an object, four fractions of the image. Task ``temporal``:
-    ``moments_s`` (start and end in seconds) and ``saliency`` (one value in [0, 1] a frame).
+    ``moments_s`` (start and end in seconds) and ``saliency`` (one value in [0, 1] a frame). Task
+    ``mask``: ``frames``, one entry for each frame of the medium with ``mask`` (``rle``: COCO's run
+    lengths, not compressed; None where the object is not visible) and, in a clip, ``time_s``.
+    Given for the task ``mask``, in questions of the kind ``follow``: the box of an object in the
+    first frame that shows it, four fractions of the image.
     """
 
     Options = ShapesWorldOptions
@@ -33,6 +42,7 @@ class ShapesWorld(DataSource):
         """Prepare the scenes; nothing is drawn yet."""
         assert isinstance(options, ShapesWorldOptions)
         self._options = options
+        interval = options.interval or (min(2, options.frames), min(5, options.frames))
         try:
             self.scene_options = SceneOptions(
                 side=options.side,
@@ -40,7 +50,8 @@ class ShapesWorld(DataSource):
                 objects=options.objects,
                 radius=options.radius,
                 distractor_share=options.distractor_share,
-                interval_frames=(min(2, options.frames), min(5, options.frames)),
+                interval_frames=interval,
+                from_start=options.from_start,
             )
         except SceneError as cause:
             raise DataError(f"shapes_world: {cause}") from cause
@@ -70,6 +81,7 @@ class ShapesWorld(DataSource):
                     turns=tuple(_turns(turns)),
                     media=(self._medium(scene),),
                     targets=_targets(scene, turns),
+                    given=_given(scene, turns),
                 )
         raise DataError(
             f"shapes_world: scene {index} allows no question of the kinds {sorted(self._mixture)}"
@@ -93,18 +105,26 @@ def _turns(turns: Sequence[QuestionAnswer]) -> list[Turn]:
 
 
 def _targets(scene: Scene, turns: Sequence[QuestionAnswer]) -> dict[str, tuple[Any, ...]]:
-    boxes: list[Any] = []
-    moments: list[Any] = []
-    for turn in turns:
-        if REGION_MARKER in turn.answer:
-            boxes += [_box(scene, thing) for thing in turn.objects]
-        if TEMPORAL_MARKER in turn.answer:
-            moments += [
-                {"moments_s": [scene.moment_s(thing)], "saliency": scene.saliency(thing).tolist()}
-                for thing in turn.objects
-            ]
-    found = {"region": tuple(boxes), "temporal": tuple(moments)}
+    found = {
+        task: tuple(
+            annotate(scene, thing)
+            for turn in turns
+            if marker in turn.answer
+            for thing in turn.objects
+        )
+        for task, (marker, annotate) in _ANNOTATIONS.items()
+    }
     return {task: targets for task, targets in found.items() if targets}
+
+
+def _given(scene: Scene, turns: Sequence[QuestionAnswer]) -> dict[str, tuple[Any, ...]]:
+    boxes = tuple(
+        _box(scene, thing)
+        for turn in turns
+        if MASK_MARKER in turn.question
+        for thing in turn.objects
+    )
+    return {"mask": boxes} if boxes else {}
 
 
 def _box(scene: Scene, thing: int) -> tuple[float, ...]:
@@ -113,6 +133,29 @@ def _box(scene: Scene, thing: int) -> tuple[float, ...]:
     corners = scene.box_px(thing, frame)
     assert corners is not None, "every object shows at least min_visible of its area"
     return tuple(corner / scene.options.side for corner in corners)
+
+
+def _moment(scene: Scene, thing: int) -> dict[str, Any]:
+    return {"moments_s": [scene.moment_s(thing)], "saliency": scene.saliency(thing).tolist()}
+
+
+def _masks(scene: Scene, thing: int) -> dict[str, Any]:
+    """Visible pixels in every frame."""
+    masks = [{"rle": mask_rle(mask)} if mask.any() else None for mask in scene.masks[thing]]
+    if scene.options.frames == 1:
+        return {"frames": [{"mask": masks[0]}]}
+    return {
+        "frames": [
+            {"time_s": frame / scene.options.fps, "mask": mask} for frame, mask in enumerate(masks)
+        ]
+    }
+
+
+_ANNOTATIONS = {  # task to its marker in an answer and to what is right of one object
+    "region": (REGION_MARKER, _box),
+    "temporal": (TEMPORAL_MARKER, _moment),
+    "mask": (MASK_MARKER, _masks),
+}
 
 
 def _cache() -> Path:

@@ -31,6 +31,11 @@ FUNCTION_WORDS = (
     *("after", "first", "last", "with", "has", "have", "please", "be", "helpful"),
 )
 PUNCTUATION = ("?", ".", ",", ":", "!")
+LATER_WORDS = (
+    *("segment", "mask", "cut", "out", "follow", "track", "through", "box", "whole", "object"),
+)
+"""Words that came after the tiny model was trained: it knows them as strange ones, each by a row of
+its table that was never used, and learns with its heads what they mean."""
 
 WORDS = (
     *SPECIAL_WORDS,
@@ -43,6 +48,7 @@ WORDS = (
     *THINGS,
     *FUNCTION_WORDS,
     *PUNCTUATION,
+    *LATER_WORDS,
 )
 
 

@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from tests.core.test_recipe import PLAIN
-from tpokit import __version__, cli
+from tpokit import Answer, Media, __version__, cli
 from tpokit.cli import main
 from tpokit.errors import TrainingError
+from tpokit.evaluation.runner import Report
 
 
 def run(capsys, *arguments):
@@ -122,6 +123,77 @@ def test_a_medium_that_is_not_there_is_refused_before_a_model_is_loaded(capsys, 
     code, _, err = run(capsys, "predict", str(tmp_path), "--media", missing, "--ask", "what?")
     assert code == 2
     assert "does not exist" in err
+
+
+class Asked:
+    """Stands for a loaded model and keeps what it is asked."""
+
+    def ask(self, question, media, **more):
+        self.asked = (question, media, more)
+        return Answer(question, "there")
+
+    def draw(self, answer, media, out):
+        self.drawn = (answer.text, media, out)
+
+
+def test_boxes_are_given_by_task_in_their_order_and_the_answer_is_drawn(
+    capsys, monkeypatch, tmp_path
+):
+    asked = Asked()
+    monkeypatch.setattr("tpokit.inference.predictor.load", lambda run: asked)
+    (tmp_path / "a.mp4").write_text("")
+    code, _, err = run(
+        capsys,
+        *("predict", "run", "--media", str(tmp_path / "a.mp4"), "--ask", "follow <mask>"),
+        *("--given", "mask=0.1,0.2,0.5,0.6", "--given", "point = 0,0,1,1"),
+        *("--given", "mask=0,0,1,1e0", "--draw", str(tmp_path / "b.mp4")),
+    )
+    assert (code, err) == (0, "")
+    media = [Media("video", tmp_path / "a.mp4")]
+    given = {"mask": [(0.1, 0.2, 0.5, 0.6), (0.0, 0.0, 1.0, 1.0)], "point": [(0.0, 0.0, 1.0, 1.0)]}
+    assert asked.asked == ("follow <mask>", media, {"given": given, "max_new_tokens": 128})
+    assert asked.drawn == ("there", media, tmp_path / "b.mp4")
+
+
+@pytest.mark.parametrize(
+    "given", ["mask", "=0,0,1,1", "mask=0,0,1", "mask=0,0,1,x", "mask=0,0,1,nan", "mask=0,0,1,1,1"]
+)
+def test_a_box_that_is_none_is_refused_before_a_model_is_loaded(capsys, given):
+    code, out, err = run(capsys, "predict", "run", "--ask", "what?", "--given", given)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"UsageError: --given {given}: must be TASK=x0,y0,x1,y1, a box as fractions of the image\n"
+    )
+
+
+def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(capsys, tmp_path):
+    (tmp_path / "a.png").write_text("")
+    for media, out, message in (
+        ("a.png", "b.mp4", "is an image, which makes no video"),
+        ("a.png", "b.tif", "'.tif' is neither"),
+        (".", "b.mp4", "is a folder; a folder of frames does not say how many are shown"),
+    ):
+        code, _, err = run(
+            capsys,
+            *("predict", "run", "--media", str(tmp_path / media), "--ask", "what?"),
+            *("--draw", str(tmp_path / out)),
+        )
+        assert code == 2
+        assert err.startswith("UsageError: ")
+        assert message in err
+
+
+def test_evaluate_hands_on_where_answers_go(capsys, monkeypatch, tmp_path):
+    heard = []
+    monkeypatch.setattr(
+        "tpokit.evaluation.runner.evaluate_run",
+        lambda *rest, **more: heard.append((rest, more)) or Report({"point.error": 0.5}),
+    )
+    path = tmp_path / "answers.jsonl"
+    code, out, _ = run(capsys, "evaluate", "run", "--set", "seed=1", "--answers", str(path))
+    assert code == 0
+    assert "point.error" in out
+    assert heard == [((Path("run"), ["seed=1"]), {"answers": path})]
 
 
 @pytest.mark.parametrize("verb", [["evaluate"], ["predict", "--ask", "what?"]])

@@ -153,6 +153,29 @@ def test_a_head_sees_the_same_in_training_and_when_its_call_was_written(
     assert heard.targets is None
 
 
+def test_no_frames_are_read_in_inference_for_a_head_that_streams(model, tmp_path, monkeypatch):
+    (clip,) = samples(tmp_path, 1, frames=6, kinds={"moment": 1.0}, turns=(1, 1))
+    monkeypatch.setattr(Watcher, "need", ContextNeed(media=MediaNeed(rate=8.0), stream=True))
+    monkeypatch.setattr(Watcher, "prepare", lambda self, seen: seen)
+    monkeypatch.setattr(
+        Watcher, "forward", lambda self, slots, context: torch.zeros(len(context.prepared), 4)
+    )
+    monkeypatch.setattr(
+        Watcher, "collate_prepared", lambda self, prepared: self.seen.extend(prepared) or prepared
+    )
+    always = lambda hidden: torch.full((*hidden.shape[:-1], 1), 1e4)  # noqa: E731
+    monkeypatch.setattr(model.bridge.output, "forward", always)
+    monkeypatch.setattr("tpokit.inference.predictor.read_media", None)
+    head = model.head("temporal")
+    head.seen.clear()
+    (answer,) = Predictor(model).answer([clip], max_new_tokens=1)
+    assert len(answer.results("temporal")) == 1
+    assert [(seen.views, seen.media) for seen in head.seen] == [((), clip.media)]
+    bare = Sample("bare", (Turn("user", "when is it seen"),))
+    (answer,) = Predictor(model).answer([bare], max_new_tokens=1)
+    assert answer.to_json()["calls"][0]["no_result"] == "the question has no image or video"
+
+
 def test_an_idle_head_that_watches_trains_nothing_and_calls_every_module(model, tmp_path):
     talk = samples(tmp_path, 1, turns=(1, 1))
     batch = collator_of(model)([encoder_of(model).encode(sample, "test") for sample in talk])

@@ -16,13 +16,17 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the scores to this file.")
     ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="Write every answer to this file, a JSON object a line."),
+    ] = None,
 ) -> None:
     """Score a trained model on the evaluate: section of its recipe."""
     from tpokit.atomic import write_json
     from tpokit.evaluation.runner import evaluate_run
     from tpokit.reporting.console import score_table
 
-    report = evaluate_run(run, overrides or ())
+    report = evaluate_run(run, overrides or (), answers=answers)
     score_table({"score": report.scores, "best constant": report.constant})
     if json_file is not None:
         write_json(json_file, report.to_json())

@@ -62,7 +62,7 @@ class Encoder:
             else sample.turns
         )
         self._check(sample, turns, where, answer_next)
-        views = self._views(sample, where)
+        views = self._views(sample, where, answer_next)
         ids: list[int] = []
         labels: list[int] = []
         questions: list[list[int]] = [[] for turn in turns if turn.role == "user"]
@@ -106,7 +106,7 @@ class Encoder:
         """
         sample = example.sample
         where = f"{example.source}/{sample.id}"
-        if self.heads[task].context_need().media is not None and not sample.media:
+        if self.heads[task].context_need().looks and not sample.media:
             raise DataError(
                 f"{where}: task {task!r} looks at an image or a video, but the sample has none"
             )
@@ -149,13 +149,14 @@ class Encoder:
                         f"{count} {kind}s of task {task!r}; one is needed for each"
                     )
 
-    def _views(self, sample: Sample, where: str) -> dict[str, list[View]]:
+    def _views(self, sample: Sample, where: str, answer_next: bool) -> dict[str, list[View]]:
         """The views of every consumer, each medium decoded once."""
         needs: dict[str, MediaNeed] = {BACKBONE: self.processor.media_need()}
         for task in self.heads:
-            need = self.heads[task].context_need().media
-            if need is not None and task in sample.targets:
-                needs[task] = need
+            need = self.heads[task].context_need()
+            streams = answer_next and need.stream
+            if need.media is not None and task in sample.targets and not streams:
+                needs[task] = need.media
         views: dict[str, list[View]] = {consumer: [] for consumer in needs}
         for medium in sample.media:
             wanted = {

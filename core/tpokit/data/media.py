@@ -1,4 +1,4 @@
-"""Reading images and videos: each file is decoded once, every consumer gets its own view.
+"""Reading images and videos: each is decoded once, every consumer gets its own view.
 
 A consumer says how many frames of a video it wants (`tpokit.MediaNeed`); times are in seconds from
 the start of the video, never frame numbers, so that a variable frame rate changes nothing. Frames
@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-from PIL import Image, ImageOps
-
+from tpokit.data.frame_folder import FrameFolder
+from tpokit.data.image import read_image
 from tpokit.data.video import Video
 from tpokit.errors import DataError, UsageError
 from tpokit.types import Media, MediaNeed, View
@@ -38,11 +37,11 @@ def read_media(
         DataError: The file is missing, not of the kind, broken, too large or too slow, or the part
             that is meant is not in it; names the file and the reason.
     """
-    if not media.path.is_file():
-        raise DataError(f"{media.path}: there is no such file")
-    return (
-        _read_image(media, needs) if media.kind == "image" else _read_video(media, needs, limit_s)
-    )
+    check_place(media)
+    if media.kind == "image":
+        view = View("image", read_image(media.path)[None], (0.0,), 0.0, media.path)
+        return dict.fromkeys(needs, view)
+    return _read_video(media, needs, limit_s)
 
 
 def frame_times(need: MediaNeed, start_s: float, end_s: float) -> list[float]:
@@ -63,66 +62,43 @@ def frame_times(need: MediaNeed, start_s: float, end_s: float) -> list[float]:
     return [start_s + (index + 0.5) * step for index in range(count)]
 
 
-# ---- images ----
+def check_place(media: Media) -> None:
+    """Whether there is a file, or for a video a folder, and a rate where one is needed.
 
-
-def _read_image(media: Media, needs: Mapping[str, MediaNeed]) -> dict[str, View]:
-    try:
-        with Image.open(media.path) as picture:
-            _check_size(media, picture)
-            frames = np.array(_upright_rgb(picture))[None]
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        MemoryError,
-        Image.DecompressionBombError,
-    ) as cause:
-        raise DataError(f"{media.path}: cannot be read as an image: {cause}") from cause
-    view = View("image", frames, (0.0,), 0.0, media.path)
-    return dict.fromkeys(needs, view)
-
-
-def _check_size(media: Media, picture: Image.Image) -> None:
-    """Before decoding: Pillow only warns up to twice its limit."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and picture.width * picture.height > limit:
+    Raises:
+        DataError: Says what is missing or too much.
+    """
+    if media.path.is_dir():
+        if media.kind == "image":
+            raise DataError(f"{media.path}: a folder, but an image is a file")
+        if media.rate is None:
+            raise DataError(f"{media.path}: a folder of frames; give its frames per second as rate")
+    elif not media.path.is_file():
+        raise DataError(f"{media.path}: there is no such file")
+    elif media.rate is not None:
         raise DataError(
-            f"{media.path}: an image of {picture.width} x {picture.height} pixels is larger than "
-            f"the limit of {limit} pixels"
+            f"{media.path}: a rate of {media.rate:g} frames a second is given, but it is a file; a "
+            "rate belongs to a folder of frames"
         )
 
 
-def _upright_rgb(picture: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I;16"):  # Pillow would clip 16 bits, not scale them
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    return upright.convert("RGB")
+def open_video(media: Media, limit_s: float) -> Video | FrameFolder:
+    """Open a video file or a folder of frames; a context manager.
+
+    Raises:
+        DataError: It cannot be read as a video.
+    """
+    if media.rate is not None:
+        return FrameFolder(media.path, media.rate, limit_s)
+    return Video(media.path, limit_s)
 
 
-# ---- videos ----
+def part_of(media: Media, duration_s: float) -> tuple[float, float]:
+    """Start and end of the part of a video that is meant, in seconds.
 
-
-def _read_video(media: Media, needs: Mapping[str, MediaNeed], limit_s: float) -> dict[str, View]:
-    with Video(media.path, limit_s) as video:
-        start_s, end_s = _part(media, video.duration_s)
-        wanted = {name: frame_times(need, start_s, end_s) for name, need in needs.items()}
-        times_s = sorted({at for found in wanted.values() for at in found})
-        shown = video.frames(times_s)
-    place = {at: index for index, at in enumerate(times_s)}
-    views: dict[str, View] = {}
-    for name, found in wanted.items():
-        rows = [place[at] for at in found]
-        # who wants all of them gets the very array: a copy would double the memory
-        frames = shown.frames if len(rows) == len(times_s) else shown.frames[rows]
-        begins = tuple(shown.times_s[row] for row in rows)
-        views[name] = View("video", frames, begins, end_s - start_s, media.path)
-    return views
-
-
-def _part(media: Media, duration_s: float) -> tuple[float, float]:
-    """The part of the video that is meant, in seconds."""
+    Raises:
+        DataError: It is empty or begins behind the end of the video.
+    """
     start_s = max(float(media.start_s or 0.0), 0.0)
     end_s = duration_s if media.end_s is None else min(float(media.end_s), duration_s)
     if start_s >= duration_s:
@@ -136,3 +112,20 @@ def _part(media: Media, duration_s: float) -> tuple[float, float]:
             "later than the start"
         )
     return start_s, end_s
+
+
+def _read_video(media: Media, needs: Mapping[str, MediaNeed], limit_s: float) -> dict[str, View]:
+    with open_video(media, limit_s) as video:
+        start_s, end_s = part_of(media, video.duration_s)
+        wanted = {name: frame_times(need, start_s, end_s) for name, need in needs.items()}
+        times_s = sorted({at for found in wanted.values() for at in found})
+        shown = video.frames(times_s)
+    place = {at: index for index, at in enumerate(times_s)}
+    views: dict[str, View] = {}
+    for name, found in wanted.items():
+        rows = [place[at] for at in found]
+        # who wants all of them gets the very array: a copy would double the memory
+        frames = shown.frames if len(rows) == len(times_s) else shown.frames[rows]
+        begins = tuple(shown.times_s[row] for row in rows)
+        views[name] = View("video", frames, begins, end_s - start_s, media.path)
+    return views

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,7 @@ class Video:
         """
         self.path = path
         self._limit_s = limit_s
-        self._deadline = time.monotonic() + limit_s
+        self.renew_limit()
         self._container: Any = None
         with self._explained():
             self._open()
@@ -90,6 +90,10 @@ class Video:
         """Let go of the file."""
         self._container.close()
 
+    def renew_limit(self) -> None:
+        """Count the time that reading may take from now on."""
+        self._deadline = time.monotonic() + self._limit_s
+
     def frames(self, times_s: Sequence[float]) -> Shown:
         """The last frame at or before each time; the first frame where there is none.
 
@@ -100,12 +104,41 @@ class Video:
             DataError: A frame cannot be decoded, the file is cut off, or the time is up.
         """
         with self._explained():
-            try:
-                return self._read(times_s, short_cuts=True)
-            except MissedFrameError:  # what the file says of its own frames is wrong
-                self.close()
-                self._open()
-                return self._read(times_s, short_cuts=False)
+            return gathered(self.at(times_s), len(times_s))
+
+    def at(self, times_s: Sequence[float]) -> Iterator[tuple[float, np.ndarray]]:
+        """The same frames one by one, as they are decoded; one that stands for several times is the
+        same array each time.
+
+        Yields:
+            When a frame begins, in seconds, and its pixels ``[h, w, 3]``.
+        """
+        with self._explained():
+            wanted = [self._ticks(at_s) for at_s in times_s]
+            self._start_walk(wanted)
+            painter = _Painter()
+            last, pixels = None, np.empty(0)
+            for at_s, at in zip(times_s, wanted, strict=True):
+                frame = self._found(at)
+                self._check_whole(frame, at_s, self._walk.ended)
+                if frame is not last:
+                    last, pixels = frame, painter.upright_rgb(frame)
+                yield self._begin_s(frame), pixels
+
+    def every(self, start_s: float, end_s: float) -> Iterator[tuple[float, np.ndarray]]:
+        """The frame that is shown at ``start_s`` and all that begin after it and before ``end_s``,
+        in the form of `at`.
+        """
+        with self._explained():
+            self._start_walk(None)
+            painter = _Painter()
+            frame = self._found(self._ticks(start_s))
+            yield self._begin_s(frame), painter.upright_rgb(frame)
+            for frame in self._walk.following():
+                if self._begin_s(frame) >= end_s - _SLACK_S:
+                    return
+                yield self._begin_s(frame), painter.upright_rgb(frame)
+            self._check_whole(frame, min(end_s, self.duration_s), ended=True)
 
     def _open(self) -> None:
         # Tags in another encoding than they should be are nothing to fail for.
@@ -198,31 +231,24 @@ class Video:
 
     # ---- walking through the frames ----
 
-    def _read(self, times_s: Sequence[float], short_cuts: bool) -> Shown:
-        wanted = [self._ticks(at_s) for at_s in times_s]
-        walk = FrameWalk(self._container, self._stream, wanted, short_cuts, self._check_time)
-        painter = VideoReformatter()  # one for all frames: setting it up takes longer than its use
-        begins: list[float] = []
-        frames = np.empty((0, 0, 0, 3), np.uint8)
-        last = None
-        for place, at in enumerate(wanted):
-            frame = walk.at(at)
-            if frame is None:
-                raise DataError(f"{self.path}: the video stream holds no frame")
-            self._check_whole(frame, times_s[place], walk.ended)
-            begins.append(max(_seconds(self._stream, ticks_of(frame)) - self._start_s, 0.0))
-            if frame is last:
-                frames[place] = frames[place - 1]
-                continue
-            last = frame
-            if place:  # of the size of the first one, should it change
-                height, width = frames.shape[1:3]
-                frames[place] = _upright_rgb(frame, painter, (width, height))
-            else:
-                pixels = _upright_rgb(frame, painter)
-                frames = np.empty((len(wanted), *pixels.shape), np.uint8)
-                frames[0] = pixels
-        return Shown(tuple(begins), frames)
+    def _start_walk(self, wanted: Sequence[int] | None, short_cuts: bool = True) -> None:
+        self._walk = FrameWalk(self._container, self._stream, wanted, short_cuts, self._check_time)
+
+    def _found(self, wanted: int) -> Any:
+        """The frame that is shown at a time."""
+        try:
+            frame = self._walk.at(wanted)
+        except MissedFrameError:  # what the file says of its own frames is wrong: decode them all
+            self.close()
+            self._open()
+            self._start_walk(None, short_cuts=False)
+            frame = self._walk.at(wanted)
+        if frame is None:
+            raise DataError(f"{self.path}: the video stream holds no frame")
+        return frame
+
+    def _begin_s(self, frame: Any) -> float:
+        return max(_seconds(self._stream, ticks_of(frame)) - self._start_s, 0.0)
 
     def _ticks(self, at_s: float) -> int:
         """A time in the unit of the stream."""
@@ -253,23 +279,56 @@ def _tagged_end(stream: Any) -> float | None:
     return (int(hours) * 60 + int(minutes)) * 60 + float(seconds)
 
 
-def _upright_rgb(
-    frame: Any, painter: VideoReformatter, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """Pixels ``[h, w, 3]`` as a player shows them.
+class _Painter:
+    """Turns frames into pixels as a player shows them; one for all frames of a video, as setting it
+    up takes longer than its use.
+    """
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+        self._size: tuple[int, int] | None = None
+        self._rotation: float | None = None
+        self._axes = (1, 0, 0, 1)
+
+    def upright_rgb(self, frame: Any) -> np.ndarray:
+        """Pixels ``[h, w, 3]``, of the size of the first frame, should it change."""
+        if frame.rotation != self._rotation:
+            # Seldom, as PyAV's side data and their frame hold each other: frames that were asked
+            # for them would fill the memory until the garbage is next collected.
+            self._rotation, self._axes = frame.rotation, _axes(frame)
+        across, down, along, below = self._axes
+        turned = abs(down) > abs(across)
+        size = self._size or (None, None)
+        width, height = size[::-1] if turned else size
+        flat = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+        if turned:
+            flat, across, below = flat.transpose(1, 0, 2), along, down
+        pixels: np.ndarray = flat[:: -1 if below < 0 else 1, :: -1 if across < 0 else 1]
+        self._size = (pixels.shape[1], pixels.shape[0])
+        return pixels
+
+
+def _axes(frame: Any) -> tuple[int, int, int, int]:
+    """Where one pixel to the right (across, down), and one down (along, below), is shown."""
+    matrix = frame.side_data.get("DISPLAYMATRIX") if len(frame.side_data) else None
+    if matrix is None:
+        return 1, 0, 0, 1
+    across, down, _, along, below = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    return across, down, along, below
+
+
+def gathered(found: Iterable[tuple[float, np.ndarray]], count: int) -> Shown:
+    """Frames that come one by one, in one array.
 
     Args:
-        frame: Decoded.
-        painter: Turns it into RGB.
-        size: Width and height to scale it to.
+        found: When each begins, and its pixels ``[h, w, 3]``; all of one size.
+        count: How many will come, so that they are put in their place at once.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX") if len(frame.side_data) else None
-    across, down, along, below = 1, 0, 0, 1
-    if matrix is not None:  # where one pixel to the right, and one down, is shown
-        across, down, _, along, below = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
-    turned = abs(down) > abs(across)
-    width, height = (None, None) if size is None else size[::-1] if turned else size
-    flat = painter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
-    if turned:
-        flat, across, below = flat.transpose(1, 0, 2), along, down
-    return flat[:: -1 if below < 0 else 1, :: -1 if across < 0 else 1]
+    begins: list[float] = []
+    frames = np.empty((0, 0, 0, 3), np.uint8)
+    for place, (begin_s, pixels) in enumerate(found):
+        if not place:
+            frames = np.empty((count, *pixels.shape), np.uint8)
+        begins.append(begin_s)
+        frames[place] = pixels
+    return Shown(tuple(begins), frames)

@@ -35,7 +35,7 @@ class FrameWalk:
         self,
         container: Any,
         stream: Any,
-        wanted: Sequence[int],
+        wanted: Sequence[int] | None,
         short_cuts: bool,
         check_time: Callable[[], None],
     ) -> None:
@@ -43,14 +43,15 @@ class FrameWalk:
 
         Args:
             container, stream: An open file of PyAV and one of its streams.
-            wanted: Times that will be asked for, in rising order.
+            wanted: Times that will be asked for, in rising order; ``None``: every frame from the
+                first such time on.
             short_cuts: Jump to key frames, and leave out frames that nobody wants; else all frames
                 are decoded.
             check_time: Called before each packet; raises when the time is up.
         """
         self._container = container
         self._stream = stream
-        self._wanted = wanted
+        self._wanted = wanted or ()
         self._check_time = check_time
         # AVI knows only when packets are decoded, and what FFmpeg makes of that is wrong where
         # frames are reordered: a frame takes the time of the packet so many before the one that
@@ -60,7 +61,8 @@ class FrameWalk:
         self._clock: deque[int] = deque()
         self._short_cuts = short_cuts
         codec = stream.codec_context.name
-        self._skips = short_cuts and not self._counts and codec in _SKIPPED_CODECS
+        skips = short_cuts and wanted is not None and not self._counts
+        self._skips = skips and codec in _SKIPPED_CODECS
         self._first = stream.start_time or 0
         self._here: Any = None  # the frame at or before the last time asked for
         self._next: Any = None
@@ -91,9 +93,21 @@ class FrameWalk:
             self._here, self._next = self._next, self._advance()
         self.ended = self._next is None
         found = self._next if self._here is None else self._here
-        if found is not None and any(ticks_of(found) < at <= wanted for at in self._passed):
-            raise MissedFrameError
+        if found is not None:
+            # what stands before it is never asked for again
+            self._passed = [at for at in self._passed if at > ticks_of(found)]
+            if any(at <= wanted for at in self._passed):
+                raise MissedFrameError
         return found
+
+    def following(self) -> Iterator[Any]:
+        """All frames behind the one that was found last, one by one."""
+        if self._here is None:  # the first frame stood for a time before it
+            self._here, self._next = self._next, self._advance()
+        while self._next is not None:
+            self._here, self._next = self._next, self._advance()
+            yield self._here
+        self.ended = True
 
     def _position(self) -> int:
         return self._first if self._next is None else ticks_of(self._next)

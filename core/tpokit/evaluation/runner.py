@@ -7,12 +7,15 @@ the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tpokit.answers import Answer
+from tpokit.atomic import whole_file
 from tpokit.checkpoints.store import load_model, saved_recipe
 from tpokit.data.dataset import open_sources
 from tpokit.data.mixing import generator
@@ -100,6 +103,7 @@ def evaluate_model(
     recipe: Recipe,
     plugins: Plugins,
     progress: Callable[[int, int], None] | None = None,
+    answers: Path | None = None,
 ) -> Report:
     """Score a model on the ``evaluate:`` section of a recipe.
 
@@ -108,42 +112,81 @@ def evaluate_model(
         recipe: Names data entries, number of samples of each, batch and length of answers.
         plugins: Where names are looked up.
         progress: Called with samples done and in all.
+        answers: File for every answer, a JSON object a line: ``data`` (entry), ``sample`` (its id),
+            ``medium`` (path of the first one or null) and what `Answer.to_json` gives. Written as
+            they come; it has its name once all are there.
     """
     wanted = recipe.evaluate
     if wanted is None:
         raise UsageError("the recipe has no evaluate: section; name its data entries there")
     sources = open_sources(recipe, plugins, wanted.data)
     sizes = {name: min(len(source), wanted.samples) for name, source in sources.items()}
-    asked: list[Sample] = []
+    asked: list[_Asked] = []
     for name in sorted(sources):
         for index in range(sizes[name]):
             random = generator(recipe.seed, 0, f"{name}/{index}", "evaluate")
-            asked.append(sources[name].read(index, random))
+            asked.append(_Asked(name, sources[name].read(index, random)))
     scores = _Scores(model, plugins)
     was_training = model.training
     predictor = Predictor(model, recipe.run.max_length)
     done = 0
-    for samples in _batches(asked, wanted.batch):
-        answers = predictor.answer(samples, wanted.max_new_tokens)
-        for sample, answer in zip(samples, answers, strict=True):
-            scores.add(sample, answer)
-        done += len(samples)
-        if progress is not None:
-            progress(done, len(asked))
+    with _writer(answers) as write:
+        for batch in _batches(asked, wanted.batch):
+            found = predictor.answer([one.sample for one in batch], wanted.max_new_tokens)
+            for one, answer in zip(batch, found, strict=True):
+                scores.add(one.sample, answer)
+                write(one, answer)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(asked))
     model.train(was_training)
     return scores.report(sizes)
 
 
 def evaluate_run(
-    folder: Path, overrides: Sequence[str] = (), plugins: Plugins | None = None
+    folder: Path,
+    overrides: Sequence[str] = (),
+    plugins: Plugins | None = None,
+    answers: Path | None = None,
 ) -> Report:
-    """Score a saved model on the ``evaluate:`` section of its recipe, as changed by overrides."""
+    """Score a saved model on the ``evaluate:`` section of its recipe, as changed by overrides;
+    ``answers`` as in `evaluate_model`.
+    """
     recipe = saved_recipe(folder, overrides, plugins)
     plugins = plugins or Plugins.load(recipe.registry_path)
-    return evaluate_model(load_model(folder, plugins), recipe, plugins)
+    return evaluate_model(load_model(folder, plugins), recipe, plugins, answers=answers)
 
 
-def _batches(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
+class _Asked(NamedTuple):
+    """A sample and the data entry that it is of."""
+
+    data: str
+    sample: Sample
+
+
+def _batches(asked: Sequence[_Asked], size: int) -> list[Sequence[_Asked]]:
     """Samples of similar length of question side by side, so that little is padded."""
-    ordered = sorted(samples, key=lambda sample: sum(len(turn.text) for turn in sample.turns))
+    ordered = sorted(asked, key=lambda one: sum(len(turn.text) for turn in one.sample.turns))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+@contextmanager
+def _writer(path: Path | None) -> Iterator[Callable[[_Asked, Answer], None]]:
+    """What writes an answer to a file, or nothing if there is none."""
+    if path is None:
+        yield lambda asked, answer: None
+        return
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+
+        def write(asked: _Asked, answer: Answer) -> None:
+            media = asked.sample.media
+            line = {
+                "data": asked.data,
+                "sample": asked.sample.id,
+                "medium": str(media[0].path) if media else None,
+                **answer.to_json(),
+            }
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+
+        yield write

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +17,12 @@ from tpokit.data.collate import Collator, ContextCall
 from tpokit.data.conversation import Encoder
 from tpokit.data.media import read_media
 from tpokit.errors import UsageError
+from tpokit.inference.drawing import write_drawing
 from tpokit.inference.generate import Generated, generate
 from tpokit.model import TpoModel
 from tpokit.plugins import Plugins
-from tpokit.types import Context, Example, Media, MediaInfo, MediaNeed, Sample, Turn, Words
+from tpokit.types import Context, Example, Media, MediaInfo, Sample, Turn, Words
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-_FIRST = "first frame"
 _BLIND = "the question has no image or video"
 _VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif"})
 
@@ -58,7 +55,7 @@ class Predictor:
     def ask(
         self,
         question: str,
-        media: Sequence[Path | str] = (),
+        media: Sequence[Media | Path | str] = (),
         *,
         given: Mapping[str, Sequence[Any]] | None = None,
         max_new_tokens: int = 128,
@@ -68,14 +65,15 @@ class Predictor:
         Args:
             question: May hold ``<image>`` and ``<video>`` where a medium stands, and ``<task>``
                 where a given value stands.
-            media: Files of images and videos.
+            media: Images and videos by their files; a part of a video or a folder of frames as
+                `tpokit.Media`.
             given: Task to values for its marks in the question; boxes are fractions.
             max_new_tokens: Most tokens that are written.
         """
         sample = Sample(
             id="question",
             turns=(Turn("user", question),),
-            media=tuple(media_of(path) for path in media),
+            media=tuple(media_of(medium) for medium in media),
             given={task: tuple(values) for task, values in (given or {}).items()},
         )
         return self.answer([sample], max_new_tokens)[0]
@@ -111,7 +109,7 @@ class Predictor:
                 for order, (called, _) in enumerate(answer.calls)
                 if called == task
             ]
-            looks = self.model.head(task).context_need().media is not None
+            looks = self.model.head(task).context_need().looks
             blind = [place for place in places if looks and not examples[place[0]].sample.media]
             found.update({place: Call(task, NoResult(_BLIND)) for place in blind})
             places = [place for place in places if place not in blind]
@@ -151,12 +149,14 @@ class Predictor:
         return self.model.context(task, index, words)
 
     def _call(self, task: str, row: int, example: Example) -> ContextCall:
-        """A call that was written; frames of its own are read now, as no target announced it."""
+        """A call that was written; frames of its own are read now, as no target announced it,
+        unless its head streams the medium.
+        """
         head = self.model.head(task)
-        need = head.context_need().media
-        if need is not None and task not in example.head_views:
+        need = head.context_need()
+        if need.media is not None and not need.stream and task not in example.head_views:
             example.head_views[task] = [
-                read_media(medium, {task: need})[task]
+                read_media(medium, {task: need.media})[task]
                 for medium in example.sample.media
                 if head.wants_frames(medium)
             ]
@@ -164,15 +164,22 @@ class Predictor:
         seen = self._encoder.seen(example, task, asked)
         return ContextCall(row, (), head.prepare(seen), seen.views)
 
-    def draw(self, answer: Answer, media: Sequence[Path | str], out: Path) -> None:
-        """Draw the results of an answer over its first medium and write a PNG.
+    def draw(self, answer: Answer, media: Sequence[Media | Path | str], out: Path) -> None:
+        """Draw the results of an answer over its first medium and write a file, whole or not at
+        all.
+
+        Args:
+            answer: What is drawn.
+            media: As they were asked about.
+            out: ``.png``: a picture. ``.mp4``: all frames of the video, at their own times, with
+                every result that moves along.
 
         Raises:
-            UsageError: There is no medium to draw on.
+            UsageError: There is no medium to draw on, the file is neither, or there is no video or
+                nothing that moves in one.
         """
-        if not media:
-            raise UsageError("nothing to draw on: the question had no image or video")
-        draw_answer(answer, Path(media[0]), self._plugins).save(out, format="PNG")
+        plugins = self._plugins or Plugins.load()
+        write_drawing(answer, [media_of(medium) for medium in media], Path(out), plugins)
 
 
 def load(folder: Path | str, device: str | None = None) -> Predictor:
@@ -189,30 +196,23 @@ def load(folder: Path | str, device: str | None = None) -> Predictor:
     return Predictor(model.to(chosen), recipe.run.max_length, plugins)
 
 
-def media_of(path: Path | str) -> Media:
-    """An image or a video, told apart by the suffix of the file."""
-    path = Path(path)
+def media_of(medium: Media | Path | str) -> Media:
+    """An image or a video, told apart by the suffix of the file; a medium is taken as it is.
+
+    Raises:
+        UsageError: There is no such file, or it is a folder.
+    """
+    if isinstance(medium, Media):
+        return medium
+    path = Path(medium)
+    if path.is_dir():
+        raise UsageError(
+            f"{path} is a folder; a folder of frames does not say how many are shown a second: "
+            'from Python, give Media("video", path, rate=...)'
+        )
     if not path.is_file():
         raise UsageError(f"no such file: {path}")
     return Media("video" if path.suffix.lower() in _VIDEO_SUFFIXES else "image", path)
-
-
-def draw_answer(answer: Answer, path: Path, plugins: Plugins | None = None) -> Image:
-    """The first frame of a medium with the results of every task drawn over it."""
-    from PIL import Image as pillow
-
-    plugins = plugins or Plugins.load()
-    drawings = [
-        plugins.factory(spec)()
-        for task in sorted({call.task for call in answer.calls})
-        for spec in plugins.for_task("drawing", task)
-    ]
-    needs = {str(index): drawing.need for index, drawing in enumerate(drawings)}
-    views = read_media(media_of(path), {_FIRST: MediaNeed(frames=1), **needs})
-    picture = pillow.fromarray(views[_FIRST].frames[0])
-    for index, drawing in enumerate(drawings):
-        picture = drawing.draw(picture, answer.results(drawing.task), views[str(index)])
-    return picture
 
 
 def _medium(example: Example) -> MediaInfo:

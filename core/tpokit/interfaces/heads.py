@@ -146,7 +146,9 @@ class TaskHead(nn.Module, ABC):
             context: What else the head asked to see of these calls.
 
         Returns:
-            A prediction: a tensor, or a tuple or dict of tensors.
+            A prediction: a tensor, a tuple or dict of tensors, or a dataclass of these. It must be
+            a dataclass where the number of tensors depends on the calls: ZeRO-3 counts those of
+            tuples and dicts, and ranks would disagree.
         """
 
     @abstractmethod

@@ -49,17 +49,19 @@ class Drawing(ABC):
     Attributes:
         task: Whose results.
         need: Frames of the medium that it wants to show.
+        moves: Whether it also draws into the frames of a video (`draw_frame`).
     """
 
     task: ClassVar[str]
     need: ClassVar[MediaNeed] = MediaNeed(frames=1)
+    moves: ClassVar[bool] = False
 
     @abstractmethod
     def draw(self, picture: Image, results: Sequence[Any], view: View) -> Image:
         """Draw over or below a picture.
 
         Args:
-            picture: RGB; its upper left corner is the first frame of the medium, in whose pixels
+            picture: RGB; its upper left corner is a frame of the medium, in whose pixels
                 boxes are; drawings of other tasks may already be on it.
             results: Of this task, in reading order.
             view: The frames that were asked for.
@@ -67,3 +69,16 @@ class Drawing(ABC):
         Returns:
             A new picture; the given one stays as it is.
         """
+
+    def draw_frame(self, frame: Image, results: Sequence[Any], time_s: float) -> Image:
+        """Draw what results say of one frame of a video; only asked for where it ``moves``.
+
+        Args:
+            frame: RGB, in the pixels of the medium; drawings of other tasks may already be on it.
+            results: Of this task, in reading order.
+            time_s: When the frame is shown, seconds from the start of the medium.
+
+        Returns:
+            A picture of the same size; default: the frame as it is.
+        """
+        return frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ def write_label(picture: Image, at_px: tuple[float, float], text: str, colour: C
         colour: Of the plate; the text is black or white.
     """
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=max(min(picture.size) / 25, 10))
+    font = _font(max(min(picture.size) / 25, 10))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     pad = max(round((bottom - top) / 4), 1)
     width, height = math.ceil(right - left) + 2 * pad, math.ceil(bottom - top) + 2 * pad
@@ -81,6 +82,12 @@ def write_label(picture: Image, at_px: tuple[float, float], text: str, colour: C
     y = max(min(at_px[1] - height, picture.height - height), 0)
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)  # the end is painted too
     draw.text((x + pad - left, y + pad - top), text, font=font, fill=contrast(colour))
+
+
+@functools.lru_cache(maxsize=4)
+def _font(size_px: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Kept, as reading it takes longer than drawing a frame of a video."""
+    return ImageFont.load_default(size=size_px)
 
 
 def loss_curves(

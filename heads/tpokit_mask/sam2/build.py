@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tpokit.errors import UsageError
 from tpokit_mask.sam2.checkpoints import load_weights
@@ -56,23 +56,37 @@ def build(
         UsageError: There is no such size, or ``image_size`` does not fit it.
         CheckpointError: See `load_weights`.
     """
-    if isinstance(size, Sam2Sizes):
-        sizes = size if image_size is None else replace(size, image_size=image_size)
-        name, config, side = f"a model of {sizes}", "sam2.1_hiera_tiny", sizes.image_size
-        changes = _own_sizes(sizes)
-    else:
-        _check_released(size, image_size)
-        name, config, side = size, size, image_size or _RELEASED_IMAGE_SIZE
-        changes = {}
-    model = OmegaConf.load(FOLDER / RELEASED[config].config).model
-    for part in (changes, _image_size(side), _POSTPROCESSING if postprocessing else {}):
-        model = OmegaConf.merge(model, part)
+    model = configuration(size, image_size=image_size, postprocessing=postprocessing)
     # random numbers that a checkpoint is about to replace must not move the global generator
     with untouched_hydra(), torch.random.fork_rng(devices=[]) if checkpoint else nullcontext():
         built = instantiate(model, _recursive_=True, _convert_="all")
     if checkpoint is not None:
-        load_weights(built, checkpoint, name)
+        named = size if isinstance(size, str) else f"a model of {size}"
+        load_weights(built, checkpoint, named)
     return Sam2(built)
+
+
+def configuration(
+    size: str | Sam2Sizes, *, image_size: int | None = None, postprocessing: bool = False
+) -> DictConfig:
+    """Settings of a SAM 2 in the package's own terms, ready to be instantiated.
+
+    Args:
+        size, image_size, postprocessing: As for `build`.
+
+    Raises:
+        UsageError: There is no such size, or ``image_size`` does not fit it.
+    """
+    if isinstance(size, Sam2Sizes):
+        sizes = size if image_size is None else replace(size, image_size=image_size)
+        released, side, changes = "sam2.1_hiera_tiny", sizes.image_size, _own_sizes(sizes)
+    else:
+        _check_released(size, image_size)
+        released, side, changes = size, image_size or _RELEASED_IMAGE_SIZE, {}
+    model = OmegaConf.load(FOLDER / RELEASED[released].config).model
+    for part in (changes, _image_size(side), _POSTPROCESSING if postprocessing else {}):
+        model = OmegaConf.merge(model, part)
+    return model
 
 
 def _check_released(name: str, image_size: int | None) -> None:

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tpokit.errors import TpokitError
 from tpokit_mask.sam2.outputs import FeatureMaps, Masks
 from tpokit_mask.sam2.package import SAM2Base
 from tpokit_mask.sam2.pixels import normalise
 
+Result = TypeVar("Result")
 Trained = Literal["nothing", "decoder", "everything"]
 """Which parameters of SAM 2 learn: of none, of the mask decoder, of all."""
 
@@ -29,7 +31,7 @@ class Sam2(nn.Module):
     """SAM 2 for prompt tokens; see `tpokit_mask.sam2.build` for how one is made.
 
     Its weights stay in the type they have, float32, when what is around it is cast to another: cast
-    weights cannot run (sam2 mixes them with float32 tables). It runs under autocast.
+    weights cannot run (sam2 mixes them with float32 tables), but see `run`. It runs under autocast.
 
     Attributes:
         model: sam2's own module.
@@ -68,6 +70,22 @@ class Sam2(nn.Module):
             part.train(mode and _is_trained(part))
         return self
 
+    def run(self, work: Callable[[], Result]) -> Result:
+        """Do something with float32 weights, be it that some of them were cast.
+
+        An engine casts what it trains. Gradients reach the weights in their own type.
+        """
+        weights = self.named_parameters()
+        cast = {name: weight.float() for name, weight in weights if weight.dtype != torch.float32}
+        if not cast:
+            return work()
+        found: Result = functional_call(self, cast, (work,))
+        return found
+
+    def forward(self, work: Callable[[], Result]) -> Result:
+        """What `run` calls with other weights in place."""
+        return work()
+
     def encode(self, images: Tensor, batch: int = 8) -> FeatureMaps:
         """Features of images, without a graph if the image encoder is frozen.
 
@@ -85,7 +103,7 @@ class Sam2(nn.Module):
                 f"images for this SAM 2 must be [f, 3, {side}, {side}], not {list(images.shape)}"
             )
         if not len(images):  # which its attention could not reshape
-            return self._no_maps()
+            return self.blank_maps(0)
         maps = [self._encoded(part) for part in images.split(batch)]
         return maps[0] if len(maps) == 1 else FeatureMaps(*map(torch.cat, zip(*maps, strict=True)))
 
@@ -206,13 +224,13 @@ class Sam2(nn.Module):
             maps = FeatureMaps(*encoder(images)["backbone_fpn"])
         return maps if _is_trained(decoder.conv_s0) else self.narrow(maps)
 
-    def _no_maps(self) -> FeatureMaps:
-        """Of no frames."""
+    def blank_maps(self, frames: int) -> FeatureMaps:
+        """Zeros in place of the features of frames, which costs nothing."""
         side, wide = self.image_size, self.width
         narrow = (wide // 8, wide // 4, wide)
         channels = (wide,) * 3 if _is_trained(self.model.sam_mask_decoder.conv_s0) else narrow
         sizes = zip(channels, (side // 4, side // 8, side // 16), strict=True)
-        return FeatureMaps(*(torch.zeros(0, c, n, n, device=self.device) for c, n in sizes))
+        return FeatureMaps(*(torch.zeros(frames, c, n, n, device=self.device) for c, n in sizes))
 
     def _no_masks(self, tokens: Tensor, masks: int) -> Masks:
         """Of no objects, which sam2 could not reshape; with a graph to their tokens."""

@@ -15,7 +15,8 @@ from packaging.version import Version
 from torch import Tensor
 
 import tpokit
-from tpokit_temporal.features.cache import CachedClips, CacheKey, FeatureCache
+from tpokit.data.feature_cache import CacheKey, FeatureCache
+from tpokit_temporal.features.cache import FORMAT, CachedClips
 from tpokit_temporal.features.dual_encoder import DualEncoder
 from tpokit_temporal.features.extractor import (
     FeatureExtractor,
@@ -92,7 +93,9 @@ class EncoderExtractor(FeatureExtractor):
         self.video_width = self.encoder.video_width
         self.text_width = self.encoder.text_width if options.words else None
         self.cache = (
-            None if options.cache is False else FeatureCache(folder / options.cache.expanduser())
+            None
+            if options.cache is False
+            else FeatureCache(folder / options.cache.expanduser(), FORMAT)
         )
         self._maker = {} if self.cache is None else self._describe(self.cache)
         self._looked_up: tuple[tpokit.Media, CacheKey, CachedClips | None] | None = None
@@ -166,7 +169,7 @@ class EncoderExtractor(FeatureExtractor):
         if self.cache is not None:
             for medium, clips in zip(collated.new, media, strict=True):
                 if medium.key is not None:
-                    self.cache.put(medium.key, clips, medium.clip_s)
+                    CachedClips(clips, medium.clip_s).keep(self.cache, medium.key)
         media += collated.kept.to(device, non_blocking=True).split(list(collated.kept_counts))
         clips, clip_mask = padded([media[index] for index in collated.which], self.video_width)
         features = Features(
@@ -208,7 +211,7 @@ class EncoderExtractor(FeatureExtractor):
         held = self._looked_up
         if held is not None and held[:2] == (media, key) and held[2] is not None:
             return key, held[2]
-        found = self.cache.get(key)
+        found = CachedClips.read(self.cache, key)
         self._looked_up = media, key, found
         return key, found
 

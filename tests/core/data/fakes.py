@@ -104,6 +104,16 @@ class SeeingHead(PointHead):
         return ContextNeed(media=MediaNeed(frames=4))
 
 
+class StreamingHead(SeeingHead):
+    """The same, and in inference it goes through the medium itself."""
+
+    task = "flow"
+    tokens = TaskTokens("<flow_begin>", ("<flow_slot>",))
+
+    def context_need(self):
+        return ContextNeed(media=MediaNeed(frames=4), stream=True)
+
+
 def write_image(path, value=0, size=(8, 6)):
     Image.fromarray(np.full((size[1], size[0], 3), value, np.uint8)).save(path)
     return path

@@ -2,8 +2,16 @@
 
 import pytest
 
-from tests.core.data.fakes import ROWS, PointHead, SeeingHead, WordProcessor, write_image
-from tpokit import DataError, Media, NoOptions, Sample, TokenTable, Turn
+from tests.core.data.fakes import (
+    ROWS,
+    PointHead,
+    SeeingHead,
+    StreamingHead,
+    WordProcessor,
+    write_image,
+)
+from tpokit import ContextNeed, DataError, Media, NoOptions, Sample, TokenTable, Turn, UsageError
+from tpokit.data import conversation
 from tpokit.data.collate import Collator
 from tpokit.data.conversation import Encoder
 from tpokit.types import IGNORED
@@ -136,6 +144,34 @@ def test_a_head_that_looks_at_media_gets_its_own_views_only_when_called(tmp_path
         ["a.png"]
     ]
     assert batch.contexts["point"].prepared == ((),)  # called, but it looks at nothing
+
+
+def test_a_head_that_streams_gets_frames_in_training_and_none_are_read_for_it_in_inference(
+    tmp_path, monkeypatch
+):
+    encoder = make_encoder(SeeingHead, StreamingHead)
+    medium = Media("image", write_image(tmp_path / "a.png"))
+    sample = talk(
+        *("where", "<sight> <flow>", "and", "<flow>"),
+        media=(medium,),
+        targets={"sight": (0.5,), "flow": (0.5, 0.25)},
+    )
+    wanted = []
+    real = conversation.read_media
+    monkeypatch.setattr(conversation, "read_media", lambda *a: wanted.append(set(a[1])) or real(*a))
+    taught = encoder.encode(sample, "data")
+    asked = encoder.encode(sample, "data", answer_next=True)
+    assert wanted == [{"backbone", "sight", "flow"}, {"backbone", "sight"}]
+    assert [len(views) for views in taught.prepared["flow"]] == [1, 1]
+    assert asked.prepared["flow"] == [()]
+    assert encoder.seen(asked, "flow", "and").media == (medium,)
+    with pytest.raises(DataError, match=r"task 'flow' looks at an image or a video, but .* none"):
+        encoder.encode(talk("where", "<flow>", targets={"flow": (0.5,)}), "data")
+
+
+def test_a_head_cannot_stream_and_use_the_vision_tower():
+    with pytest.raises(UsageError, match="ask for stream or for vision"):
+        ContextNeed(stream=True, vision=True)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from tpokit import DataError, Media, Turn
+from tpokit.types import MediaInfo
+from tpokit_mask.annotations import read_annotation
 from tpokit_region.options import RefcocoJsonOptions, RefcocoOptions
 from tpokit_region.refcoco import RefcocoSource
 from tpokit_region.refcoco_json import RefcocoJsonSource
@@ -143,6 +145,68 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, protocol)
 def test_what_is_wrong_with_refcoco_files_is_said_when_they_are_opened(tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
         refcoco(tmp_path, **changes)
+
+
+# ---- refcoco: masks ----
+
+POLYGON = [64.0, 48.0, 384.0, 48.0, 384.0, 288.0]
+CROWD = {"size": [480, 640], "counts": [0, 480, 306720]}
+
+
+def with_shape(segmentation, width=640, height=480):
+    image = {"id": 9, "file_name": "COCO_train2014_9.jpg", "width": width, "height": height}
+    annotation = {"id": 77, "image_id": 9, "segmentation": segmentation}
+    return {"images": [image], "annotations": [annotation]}
+
+
+def test_refcoco_gives_shapes_instead_of_boxes_when_asked_for_masks(tmp_path):
+    source = refcoco(tmp_path, instances=with_shape([POLYGON]), task="mask")
+    sample = source.read(0, generator())
+    assert len(source) == 2
+    assert sample.id == "1-0"
+    assert sample.calls == ["mask"]
+    assert sample.targets == {"mask": ({"mask": {"polygons": [POLYGON], "size": [480, 640]}},)}
+    assert "red cup" in sample.turns[0].text
+    target = read_annotation(sample.targets["mask"][0], MediaInfo("image", 640, 480), "x")
+    assert target.box(0) == pytest.approx((0.1, 0.1, 0.6, 0.6), abs=0.01)
+    assert target.mask(0).mean() == pytest.approx(0.125, abs=0.01)
+
+
+def test_shapes_of_crowds_are_run_lengths(tmp_path):
+    sample = refcoco(tmp_path, instances=with_shape(CROWD), task="mask").read(0, generator())
+    target = read_annotation(sample.targets["mask"][0], MediaInfo("image", 640, 480), "x")
+    assert target.box(0) == (0, 0, 1 / 640, 1)
+
+
+def test_wordings_of_refcoco_are_those_of_its_task(tmp_path):
+    masks = refcoco(tmp_path, instances=with_shape([POLYGON]), task="mask")
+    boxes = refcoco(tmp_path)
+    asked = [{s.read(0, generator(n)).turns for n in range(60)} for s in (masks, boxes)]
+    assert not asked[0] & asked[1]
+    assert len(asked[0]) > 10
+    own = {"questions": ["{expression}!"], "answers": ["<mask>"], "task": "mask"}
+    turns = refcoco(tmp_path, instances=with_shape([POLYGON]), **own).read(0, generator()).turns
+    assert [turn.text for turn in turns] == ["red cup!", "<mask>"]
+    with pytest.raises(ValidationError, match="must have <mask> exactly once"):
+        refcoco(tmp_path, task="mask", answers=["<region>"])
+    with pytest.raises(ValidationError, match="must have <region> exactly once"):
+        refcoco(tmp_path, answers=["<mask>"])
+
+
+@pytest.mark.parametrize(
+    ("instances", "message"),
+    [
+        (INSTANCES, "needs 'images' with 'id' and 'annotations' with 'id' and 'segmentation'"),
+        (
+            with_shape([]),
+            r"annotation 77: segmentation is \[\]; it is a list of polygons or an RLE",
+        ),
+        (with_shape("x"), "annotation 77: segmentation is 'x'"),
+    ],
+)
+def test_refcoco_without_shapes_is_refused_when_asked_for_masks(tmp_path, instances, message):
+    with pytest.raises(DataError, match=message):
+        refcoco(tmp_path, instances=instances, task="mask")
 
 
 # ---- wordings ----

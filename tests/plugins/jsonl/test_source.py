@@ -73,12 +73,14 @@ def test_other_ways_to_name_media_and_none_at_all(tmp_path):
         {**QUESTION, "images": ["a.png", "b.png"]},
         {**QUESTION, "video": "v.mp4", "start_s": 3},
         QUESTION,
+        {**QUESTION, "video": "frames", "rate": 24},
     )
-    media = [source.read(index, generator()).media for index in range(3)]
+    media = [source.read(index, generator()).media for index in range(4)]
     assert media == [
         (Media("image", tmp_path / "a.png"), Media("image", tmp_path / "b.png")),
         (Media("video", tmp_path / "v.mp4", 3.0, None),),
         (),
+        (Media("video", tmp_path / "frames", rate=24.0),),
     ]
 
 
@@ -101,6 +103,30 @@ def test_pixels_become_fractions_for_boxes_alone(tmp_path):
     )
     assert sample.targets["temporal"] == ([3.0, 9.5],)
     assert sample.given == {"mask": ([0, 0, 1, 1],)}
+
+
+def test_pixels_become_fractions_for_the_boxes_of_frames_too_and_masks_stay_as_they_are(tmp_path):
+    parts = [{"polygons": [[0, 0, 9, 0, 9, 9, 0, 9]], "size": [480, 640]}] * 3 + [None]
+    track = {"frames": [{"time_s": 0, "box": [64, 48, 384, 288], "mask": parts}, {"box": None}]}
+    entry = {**QUESTION, "box_unit": "pixels", "width": 640, "height": 480}
+    targets = {"mask": [track, parts]}
+    sample = jsonl(tmp_path, {**entry, "targets": targets}).read(0, generator())
+    found, whole = sample.targets["mask"]
+    assert found["frames"] == [
+        {"time_s": 0, "box": [0.1, 0.1, 0.6, 0.6], "mask": parts},
+        {"box": None},
+    ]
+    assert whole == parts
+
+
+def test_pngs_of_masks_start_from_the_folder_of_the_media(tmp_path):
+    (tmp_path / "media").mkdir()
+    png = {"png": "masks/1.png", "values": [1]}
+    entry = {**QUESTION, "targets": {"mask": [{"frames": [{"mask": png}, {"mask": [None, png]}]}]}}
+    sample = jsonl(tmp_path, entry, media_root="media").read(0, generator())
+    (found,) = sample.targets["mask"]
+    full = {"png": str(tmp_path / "media" / "masks" / "1.png"), "values": [1]}
+    assert found == {"frames": [{"mask": full}, {"mask": [None, full]}]}
 
 
 def test_lines_are_found_again_past_blank_ones_long_ones_and_other_line_ends(tmp_path):
@@ -143,12 +169,13 @@ def test_a_source_holds_places_not_rows_and_survives_copying_to_a_worker(tmp_pat
         ({**QUESTION, "image": "a", "video": "b"}, "has image and video; .* use 'media' alone"),
         ({**QUESTION, "image": 3}, "the path of a medium must be a text, found 3"),
         ({**QUESTION, "images": "a.png"}, "'images' must be a list, found 'a.png'"),
-        ({**QUESTION, "image": "a", "start_s": 3}, "start_s and end_s go with 'video'"),
+        ({**QUESTION, "image": "a", "start_s": 3}, "start_s, end_s and rate go with 'video'"),
         ({**QUESTION, "media": [{"path": "a"}]}, "a medium has 'kind' and 'path'"),
+        ({**QUESTION, "video": "a", "rate": 0}, "rate must be frames a second, above 0, found 0"),
         ({**QUESTION, "media": [{"kind": "gif", "path": "a"}]}, "unknown kind of media 'gif'"),
         (
             {**QUESTION, "media": [{"kind": "image", "path": "a", "end_s": 1}]},
-            "an image has no start_s and end_s",
+            "an image has no start_s, end_s and rate",
         ),
         ({**QUESTION, "video": "v", "start_s": -1}, "start_s must be seconds from 0, found -1"),
         (
