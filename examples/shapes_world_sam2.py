@@ -1,9 +1,10 @@
 """How the tiny SAM 2 of the shapes world is made: it segments what a box or a point prompts.
 
-Run:  python examples/shapes_world_sam2.py sam2.safetensors
-It takes about half an hour on one core. On one machine with the pinned versions it gives the same
-file again. It has seen no word: what to segment comes from the prompt alone, as in the released
-SAM 2, and the mask head learns to make such prompts.
+Run:  python examples/shapes_world_sam2.py segmenting.safetensors
+      python examples/shapes_world_sam2.py sam2.safetensors --follow segmenting.safetensors
+It takes about an hour on one core. It has seen no word: what to segment comes from the prompt
+alone, as in the released SAM 2, and the mask head learns to make such prompts. The first run learns
+to segment, and begins to follow; the second one follows.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,10 +34,29 @@ CLIPS = SceneOptions(frames=8, interval_frames=(5, 8), from_start=True)
 WORLD = 7  # a seed of its own: no scene of it is trained or scored on elsewhere
 IMAGE_BATCH, CLIP_BATCH = 24, 6
 IMAGE_SCENES, CLIP_SCENES = 12_000, 3_000
-IMAGE_STEPS, CLIP_STEPS = 2_500, 1_500
-PEAK_RATE, WARMUP, CLIP_NORM = 1.5e-3, 100, 1.0
+WARMUP, CLIP_NORM = 100, 1.0
 JITTER = 0.15  # of the side of a box: how far a prompted corner is off, at most
 POINT_SHARE = 0.25  # of the steps on images prompt by a point
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long, and on what.
+
+    ``images`` steps on images alone, then ``mixed`` ones, of which one in ``every`` is on images;
+    ``shortest`` run of frames of a clip; ``stride``: most frames from one to the next.
+    """
+
+    images: int
+    mixed: int
+    every: int
+    shortest: int
+    stride: int
+    peak_rate: float
+
+
+SEGMENT = Run(images=2500, mixed=1500, every=3, shortest=4, stride=1, peak_rate=1.5e-3)
+FOLLOW = Run(images=0, mixed=3000, every=4, shortest=2, stride=2, peak_rate=1.2e-3)
 
 
 class Scenes(NamedTuple):
@@ -55,29 +76,33 @@ def main() -> None:
     """Train and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--share", type=float, default=1.0, help="of the steps, to try it")
+    parser.add_argument("--follow", type=Path, help="weights of the first run")
     wanted = parser.parse_args()
+    run = FOLLOW if wanted.follow else SEGMENT
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    sam2 = build(SIZES).set_trained("everything")
-    with torch.no_grad():  # objects are there mostly, so that masks learn from the first step on
-        sam2.model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(2.0)
-    images, clips = (int(steps * wanted.share) for steps in (IMAGE_STEPS, CLIP_STEPS))
-    optimizer = torch.optim.AdamW(sam2.parameters(), lr=PEAK_RATE, weight_decay=0.01)
-    steps = images + clips
+    sam2 = build(SIZES, checkpoint=wanted.follow).set_trained("everything")
+    if wanted.follow is None:
+        with torch.no_grad():  # objects are there mostly, so that masks learn from the first step
+            sam2.model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(2.0)
+    optimizer = torch.optim.AdamW(sam2.parameters(), lr=run.peak_rate, weight_decay=0.01)
+    steps = run.images + run.mixed
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
     began = time.monotonic()
     seen = [0.0, 0.0]
     for step in range(steps):
-        of_clips = step >= images and step % 3 != 0
-        scenes = draw(random, of_clips)
+        of_clips = step >= run.images and step % run.every != 0
+        scenes = draw(random, of_clips, run)
         loss, iou = loss_of(sam2, scenes, random, of_clips)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(sam2.parameters(), CLIP_NORM)
         optimizer.step()
         schedule.step()
-        seen = [0.95 * old + 0.05 * new for old, new in zip(seen, (float(loss.detach()), iou), strict=True)]
+        seen = [
+            0.95 * old + 0.05 * new
+            for old, new in zip(seen, (float(loss.detach()), iou), strict=True)
+        ]
         if step % 50 == 49:
             report = f"step {step + 1} of {steps}: loss {seen[0]:.3f}, IoU {seen[1]:.3f}"
             print(f"{report}, {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
@@ -91,16 +116,19 @@ def rate(step: int, steps: int) -> float:
     return (step + 1) / WARMUP if step < WARMUP else 0.5 * (1 + math.cos(math.pi * share))
 
 
-def draw(random: np.random.Generator, of_clips: bool) -> Scenes:
-    """Some scenes; of clips a run of four to eight frames from the start."""
+def draw(random: np.random.Generator, of_clips: bool, run: Run) -> Scenes:
+    """Some scenes; of clips some frames from the start."""
     options, size = (CLIPS, CLIP_BATCH) if of_clips else (IMAGES, IMAGE_BATCH)
-    count = int(random.integers(4, options.frames + 1)) if of_clips else 1
+    count = int(random.integers(run.shortest, options.frames + 1)) if of_clips else 1
+    stride = int(random.integers(1, run.stride + 1)) if of_clips and run.stride > 1 else 1
+    count = min(count, options.frames // stride)
+    shown = slice(0, count * stride, stride)
     frames, places, masks, boxes = [], [], [], []
     for index in random.integers(CLIP_SCENES if of_clips else IMAGE_SCENES, size=size):
         scene = make_scene(WORLD, int(index), options)
         first = sum(len(part) for part in frames)
-        frames.append(torch.from_numpy(paint(scene)[:count]))
-        for thing, mask in enumerate(scene.masks[:, :count]):
+        frames.append(torch.from_numpy(paint(scene)[shown]))
+        for thing, mask in enumerate(scene.masks[:, shown]):
             corners = scene.box_px(thing)
             assert corners is not None
             places.append(torch.arange(first, first + count))

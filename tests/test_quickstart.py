@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from PIL import Image
@@ -59,13 +60,13 @@ def test_the_three_stages_are_trained_shown_scored_and_saved(run):
         assert (folder / stage / "recipe.yaml").is_file()
     for word in ("lora", "frozen", "region", "learning rate", "before", "after", "best constant"):
         assert word in shown
-    measures = {"region.acc@0.5", "temporal.r1@0.5", "temporal.hl_hit1"}
+    measures = {"region.acc@0.5", "temporal.r1@0.5", "temporal.hl_hit1", "mask.giou", "mask.j&f"}
     measures |= {"trigger_accuracy", "conversation_accuracy"}
     scores = json.loads((folder / "evaluation.json").read_text())
     assert measures <= set(scores["before"]["scores"]) & set(scores["after"]["scores"])
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == {"assign", "heads", "joint"}
-    assert {"language", "assign", "region.l1", "region.giou", "temporal.label"} <= set(rows[-1])
+    assert {"language", "assign", "region.l1", "temporal.label", "mask.focal"} <= set(rows[-1])
     assert Image.open(folder / "loss.png").size[0] > 300
 
 
@@ -73,15 +74,16 @@ def test_a_stage_trains_what_the_recipe_says(run):
     folder, _ = run
     described = json.loads((folder / "assign" / "model.json").read_text())
     assert described["modes"] == {"llm": "lora", "bridge": "full"}
-    assert set(described["files"]) == {"bridge", "llm-lora", "region", "temporal"}
+    assert set(described["files"]) == {"bridge", "llm-lora", "mask", "region", "temporal"}
     joint = json.loads((folder / "joint" / "model.json").read_text())
     assert joint["modes"] == {
         "llm": "lora",
         "bridge": "full",
+        "mask": "full",
         "region": "full",
         "temporal": "full",
     }
-    assert set(joint["files"]) == {"bridge", "llm-lora", "region", "temporal"}
+    assert set(joint["files"]) == {"bridge", "llm-lora", "mask", "region", "temporal"}
 
 
 def test_it_is_asked_about_an_image_and_answers_in_words_json_and_a_picture(run, home, tmp_path):
@@ -127,10 +129,7 @@ def test_it_is_asked_about_a_clip_and_answers_with_moments_and_a_timeline(run, h
     answer = json.loads((tmp_path / "a.json").read_text())
     assert answer["media"][0]["duration_s"] == pytest.approx(2.0)
     predictor = tpokit.load(folder)
-    always = torch.nn.Linear(predictor.model.backbone.width, 2)
-    torch.nn.init.zeros_(always.weight)
-    always.bias.data = torch.tensor([-1e4, 1e4])  # triggers by task: region, temporal
-    predictor.model.bridge.output = always
+    always_call(predictor, "temporal")
     answer = predictor.ask("when is the red ring visible?", [clip], max_new_tokens=1)
     (call,) = answer.calls
     assert call.task == "temporal"
@@ -138,6 +137,41 @@ def test_it_is_asked_about_a_clip_and_answers_with_moments_and_a_timeline(run, h
     assert len(call.result.saliency) == 16
     predictor.draw(answer, [clip], tmp_path / "timeline.png")
     assert Image.open(tmp_path / "timeline.png").size[0] >= 720
+
+
+def always_call(predictor, task):
+    """Let the next word be the trigger of a task."""
+    tasks = list(predictor.model.tokens.tasks)
+    always = torch.nn.Linear(predictor.model.backbone.width, len(tasks))
+    torch.nn.init.zeros_(always.weight)
+    always.bias.data = torch.tensor([1e4 if name == task else -1e4 for name in tasks])
+    predictor.model.bridge.output = always
+
+
+def test_it_follows_an_object_through_a_clip_into_run_lengths_and_a_film(run, tmp_path):
+    folder, _ = run
+    clip, picture = ROOT / "examples" / "shapes.mp4", ROOT / "examples" / "shapes.png"
+    predictor = tpokit.load(folder)
+    always_call(predictor, "mask")
+    answer = predictor.ask("follow the red ring", [clip], max_new_tokens=1)
+    (call,) = answer.calls
+    found = call.result.to_json()["masks"]
+    assert [frame["time_s"] for frame in found] == [frame / 8 for frame in range(16)]
+    assert all(frame["rle"]["size"] == [64, 64] for frame in found)
+    predictor.draw(answer, [clip], tmp_path / "track.mp4")
+    with av.open(str(tmp_path / "track.mp4")) as film:
+        assert film.streams.video[0].frames == 16
+    answer = predictor.ask(
+        "track the thing at <mask>",
+        [clip],
+        given={"mask": [(0.1, 0.1, 0.5, 0.5)]},
+        max_new_tokens=1,
+    )
+    assert len(answer.calls[0].result.frames) == 16
+    answer = predictor.ask("segment the red ring", [picture], max_new_tokens=1)
+    assert set(answer.calls[0].result.to_json()) == {"mask", "box", "score"}
+    predictor.draw(answer, [picture], tmp_path / "mask.png")
+    assert Image.open(tmp_path / "mask.png").size == (64, 64)
 
 
 def test_a_merged_model_stands_alone_and_says_the_same(run, tmp_path):
@@ -164,7 +198,7 @@ def test_a_strangers_head_of_one_file_trains_in_the_quickstart(tmp_path):
             f"output={tmp_path / 'run'}",
             f"data.boxes.options.folder={tmp_path}",
             f"data.talk.options.folder={tmp_path}",
-            f"data.moments.options.folder={tmp_path}",
+            *(f"data.{name}.options.folder={tmp_path}" for name in ("moments", "masks", "tracks")),
             "evaluate=null",
         ),
         source.parent / "registry.yaml",

@@ -85,7 +85,7 @@ def test_the_report_reads_as_documented():
     assert str(caught.value).splitlines() == [
         "recipe.yaml has 3 problems",
         "  heads.region.plugin      no head named 'regoin'; did you mean 'region'? "
-        "(installed: region, temporal, temporal_mlp)",
+        "(installed: mask, region, temporal, temporal_mlp)",
         "  stages[1].learning_rate  'fast' is not a number",
         "  stages[1].mix            shares add up to 1.2, they must add up to 1",
     ]

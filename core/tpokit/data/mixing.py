@@ -52,7 +52,8 @@ class Mixture:
     def draw(self, position: int) -> Draw:
         """The sample at a position, from 0.
 
-        Within any stretch each source comes as often as its share says, to within one sample.
+        Within any stretch each source comes as often as its share says, to within
+        1 + share x sources samples, and mostly to within one.
         """
         name, count = self._source(position)
         epoch, offset = divmod(count, self._sizes[name])
