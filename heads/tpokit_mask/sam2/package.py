@@ -11,8 +11,13 @@ from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.version import VersionBase
+try:
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.version import VersionBase
+except ModuleNotFoundError as cause:
+    raise ImportError(
+        "the package sam2 is not installed (it brings hydra); docs/mask.md says how to"
+    ) from cause
 
 
 @contextmanager
@@ -27,8 +32,11 @@ def untouched_hydra() -> Iterator[None]:
 
 
 with untouched_hydra():
-    import sam2
-    from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
+    try:
+        import sam2
+        from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
+    except ModuleNotFoundError as cause:
+        raise ImportError("the package sam2 is not installed; docs/mask.md says how to") from cause
 
 ABSENT = float(NO_OBJ_SCORE)
 """Logit that every pixel of an object gets where its score says that it is not visible."""
