@@ -1,10 +1,10 @@
 """How the tiny SAM 2 of the shapes world is made: it segments what a box or a point prompts.
 
-Run:  python examples/shapes_world_sam2.py segmenting.safetensors
-      python examples/shapes_world_sam2.py sam2.safetensors --follow segmenting.safetensors
-It takes about an hour on one core. It has seen no word: what to segment comes from the prompt
-alone, as in the released SAM 2, and the mask head learns to make such prompts. The first run learns
-to segment, and begins to follow; the second one follows.
+Run:  python examples/shapes_world_sam2.py FOLDER
+which writes ``segment``, ``follow`` and ``sam2.safetensors``, each from the one before it, in about
+an hour on one core. It has seen no word: what to segment comes from the prompt alone, as in the
+released SAM 2, and the mask head learns to make such prompts. What took longest to find: to follow
+an object begins with a few frames, many clips at a time and a frozen image encoder.
 """
 
 from __future__ import annotations
@@ -32,31 +32,48 @@ SIZES = Sam2Sizes(image_size=128, width=32, memory_width=16, trunk_width=16)
 IMAGES = SceneOptions()
 CLIPS = SceneOptions(frames=8, interval_frames=(5, 8), from_start=True)
 WORLD = 7  # a seed of its own: no scene of it is trained or scored on elsewhere
-IMAGE_BATCH, CLIP_BATCH = 24, 6
+IMAGE_BATCH = 24
 IMAGE_SCENES, CLIP_SCENES = 12_000, 3_000
-WARMUP, CLIP_NORM = 100, 1.0
+CLIP_NORM = 1.0
 JITTER = 0.15  # of the side of a box: how far a prompted corner is off, at most
-POINT_SHARE = 0.25  # of the steps on images prompt by a point
 
 
 @dataclass(frozen=True)
 class Run:
     """How long, and on what.
 
-    ``images`` steps on images alone, then ``mixed`` ones, of which one in ``every`` is on images;
-    ``shortest`` run of frames of a clip; ``stride``: most frames from one to the next.
+    Attributes:
+        name: Of the file that it writes.
+        steps: How many.
+        images: The first of them, on images alone; of the others one in ``every`` is.
+        clips: In a step.
+        frames: Fewest and most of a clip.
+        stride: Most frames from one to the next, of short clips.
+        rate: Peak learning rate, after ``warmup`` steps; then half a cosine over ``horizon``.
+        encoder: Whether the image encoder learns.
+        points: Share of the steps on images that prompt by a point.
     """
 
+    name: str
+    steps: int
     images: int
-    mixed: int
     every: int
-    shortest: int
+    clips: int
+    frames: tuple[int, int]
     stride: int
-    peak_rate: float
+    rate: float
+    warmup: int
+    horizon: int
+    encoder: bool
+    points: float
 
 
-SEGMENT = Run(images=2500, mixed=1500, every=3, shortest=4, stride=1, peak_rate=1.5e-3)
-FOLLOW = Run(images=0, mixed=3000, every=4, shortest=2, stride=2, peak_rate=1.2e-3)
+RUNS = (
+    Run("segment", 4000, 2500, 3, 6, (4, 8), 1, 1.5e-3, 100, 4000, True, 0.25),
+    Run("follow", 1000, 0, 8, 8, (2, 4), 2, 1.5e-3, 50, 3000, False, 0.0),
+    Run("sam2", 600, 0, 5, 6, (3, 8), 2, 1e-3, 50, 600, False, 0.0),
+)
+SHORT = 4  # frames: clips of up to so many may skip some
 
 
 class Scenes(NamedTuple):
@@ -73,55 +90,62 @@ class Scenes(NamedTuple):
 
 
 def main() -> None:
-    """Train and write the weights."""
+    """Do all runs and write their weights."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--follow", type=Path, help="weights of the first run")
-    wanted = parser.parse_args()
-    run = FOLLOW if wanted.follow else SEGMENT
-    torch.manual_seed(0)
-    random = np.random.default_rng(0)
-    sam2 = build(SIZES, checkpoint=wanted.follow).set_trained("everything")
-    if wanted.follow is None:
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    before: Path | None = None
+    for seed, run in enumerate(RUNS):
+        torch.manual_seed(seed)
+        weights = train(run, before, np.random.default_rng(min(seed, 1)))
+        before = folder / f"{run.name}.safetensors"
+        save_file(weights, before)
+
+
+def train(run: Run, start: Path | None, random: np.random.Generator) -> dict[str, Tensor]:
+    """Weights after a run, in float16."""
+    sam2 = build(SIZES, checkpoint=start).set_trained("everything")
+    if start is None:
         with torch.no_grad():  # objects are there mostly, so that masks learn from the first step
             sam2.model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(2.0)
-    optimizer = torch.optim.AdamW(sam2.parameters(), lr=run.peak_rate, weight_decay=0.01)
-    steps = run.images + run.mixed
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
-    began = time.monotonic()
-    seen = [0.0, 0.0]
-    for step in range(steps):
+    sam2.model.image_encoder.requires_grad_(run.encoder)
+    sam2.train()
+    trained = [parameter for parameter in sam2.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=run.rate, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, run))
+    began, seen = time.monotonic(), {"loss": 0.0, "images": 0.0, "clips": 0.0}
+    for step in range(run.steps):
         of_clips = step >= run.images and step % run.every != 0
-        scenes = draw(random, of_clips, run)
-        loss, iou = loss_of(sam2, scenes, random, of_clips)
+        loss, iou = loss_of(sam2, draw(random, of_clips, run), random, run)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(sam2.parameters(), CLIP_NORM)
+        torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
         optimizer.step()
         schedule.step()
-        seen = [
-            0.95 * old + 0.05 * new
-            for old, new in zip(seen, (float(loss.detach()), iou), strict=True)
-        ]
+        now = {"loss": float(loss.detach()), "clips" if of_clips else "images": iou}
+        seen |= {name: 0.95 * seen[name] + 0.05 * value for name, value in now.items()}
         if step % 50 == 49:
-            report = f"step {step + 1} of {steps}: loss {seen[0]:.3f}, IoU {seen[1]:.3f}"
-            print(f"{report}, {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
-    weights = {name: value.half().contiguous() for name, value in sam2.model.state_dict().items()}
-    save_file(weights, wanted.output)
+            means = ", ".join(f"{name} {value:.3f}" for name, value in seen.items())
+            spent = f"{time.monotonic() - began:.0f} s"
+            print(f"{run.name} {step + 1} of {run.steps}: {means}, {spent}", flush=True)  # noqa: T201
+    return {name: value.half().contiguous() for name, value in sam2.model.state_dict().items()}
 
 
-def rate(step: int, steps: int) -> float:
+def rate(step: int, run: Run) -> float:
     """Warm-up, then half a cosine."""
-    share = (step - WARMUP) / max(steps - WARMUP, 1)
-    return (step + 1) / WARMUP if step < WARMUP else 0.5 * (1 + math.cos(math.pi * share))
+    share = (step - run.warmup) / max(run.horizon - run.warmup, 1)
+    return (step + 1) / run.warmup if step < run.warmup else 0.5 * (1 + math.cos(math.pi * share))
 
 
 def draw(random: np.random.Generator, of_clips: bool, run: Run) -> Scenes:
     """Some scenes; of clips some frames from the start."""
-    options, size = (CLIPS, CLIP_BATCH) if of_clips else (IMAGES, IMAGE_BATCH)
-    count = int(random.integers(run.shortest, options.frames + 1)) if of_clips else 1
-    stride = int(random.integers(1, run.stride + 1)) if of_clips and run.stride > 1 else 1
-    count = min(count, options.frames // stride)
+    options, size = (CLIPS, run.clips) if of_clips else (IMAGES, IMAGE_BATCH)
+    count, stride = 1, 1
+    if of_clips:
+        count = int(random.integers(run.frames[0], run.frames[1] + 1))
+        if run.stride > 1 and count <= SHORT:
+            stride = int(random.integers(1, run.stride + 1))
     shown = slice(0, count * stride, stride)
     frames, places, masks, boxes = [], [], [], []
     for index in random.integers(CLIP_SCENES if of_clips else IMAGE_SCENES, size=size):
@@ -145,10 +169,11 @@ def draw(random: np.random.Generator, of_clips: bool, run: Run) -> Scenes:
 
 
 def loss_of(
-    sam2: Sam2, scenes: Scenes, random: np.random.Generator, of_clips: bool
+    sam2: Sam2, scenes: Scenes, random: np.random.Generator, run: Run
 ) -> tuple[Tensor, float]:
-    """Loss per object with the weights of SAM 2, and the mean IoU of the chosen masks."""
-    by_point = not of_clips and random.random() < POINT_SHARE
+    """Loss per object and frame with the weights of SAM 2, and the mean IoU on the last frame."""
+    still = scenes.object_frames.shape[1] == 1
+    by_point = still and run.points > 0 and random.random() < run.points
     tokens = point_tokens(sam2, scenes, random) if by_point else box_tokens(sam2, scenes, random)
     tracking = Tracking(three_masks=by_point, gated=False)
     found = track(sam2, sam2.encode(scenes.frames, 64), tokens, scenes.object_frames, tracking)
