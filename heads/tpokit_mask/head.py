@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,9 @@ from tpokit.types import Context, ContextNeed, LossTerm, Media, MediaInfo, Media
 from tpokit_mask.adapter import MaskAdapter
 from tpokit_mask.annotations import read_annotation
 from tpokit_mask.clips import Clips, PreparedMedium, collate_clips
-from tpokit_mask.following import follow, tracking_of
+from tpokit_mask.following import follow
 from tpokit_mask.kept_features import KeptFeatures
 from tpokit_mask.losses.terms import (
-    DecodedMasks,
     WantedMasks,
     box_l1_term,
     box_tokens_term,
@@ -43,24 +42,13 @@ from tpokit_mask.losses.terms import (
 from tpokit_mask.losses.weights import TERMS
 from tpokit_mask.options import MaskOptions
 from tpokit_mask.results import MaskTrack
-from tpokit_mask.sam2_port import FeatureMaps, Masks, Sam2, Tracking, track
+from tpokit_mask.sam2_port import FeatureMaps, Sam2
+from tpokit_mask.segmenting import Group, segment
 from tpokit_mask.targets import CallTarget, MaskTargets, at_frames, collate_targets
 from tpokit_mask.trained import TrainedParts, build_sam2
 
 _RELEASED_TOKENS = 3
 """Prompt tokens that stand for a box in SAM 2."""
-
-
-class Group(NamedTuple):
-    """Masks of some calls on some frames, of each as many.
-
-    ``calls [g]`` which calls; ``frames`` which of their frames; ``decoded`` with logits
-    ``[g, frames, m, S / 4, S / 4]``; S: side of SAM 2's images, m: 1 or 3.
-    """
-
-    calls: Tensor
-    frames: tuple[int, ...]
-    decoded: DecodedMasks
 
 
 @dataclass(frozen=True)
@@ -211,13 +199,15 @@ class MaskHead(TaskHead):
         tokens = self.adapter(slots)
         boxes = self.box_decoder(slots[:, 0])
         clips: Clips = context.prepared
+        options = self.options
         self._bring_sam2(slots.device)
         if clips.images is not None:
-            groups = self.sam2.run(lambda: self._segment(clips, tokens))
+            groups = self.sam2.run(
+                lambda: segment(self.sam2, self._maps(clips), clips, tokens, options)
+            )
             return Prediction(tokens, boxes, groups=groups)
         if not clips.media or context.targets is not None:  # idle, or it learns from the box
             return Prediction(tokens, boxes)
-        options = self.options
         media = [medium.media for medium in clips.media]
         batch = options.sam2.encode_batch
         tracks = self.sam2.run(lambda: follow(self.sam2, media, tokens, options.tracking, batch))
@@ -226,42 +216,6 @@ class MaskHead(TaskHead):
     def _bring_sam2(self, device: torch.device) -> None:
         if self.sam2.device != device:
             self.sam2.to(device)
-
-    def _segment(self, clips: Clips, tokens: Tensor) -> tuple[Group, ...]:
-        """Masks on all frames: images by themselves, videos with memory."""
-        maps = self._maps(clips)
-        options = self.options.tracking
-        stills, moving = clips.stills, clips.moving
-        assert stills is not None and moving is not None, "there are frames"
-        assert clips.still_frames is not None and clips.moving_frames is not None
-        found: list[tuple[Tensor, int, Masks]] = []
-        if len(stills):
-            masks = self.sam2.segment(
-                maps,
-                tokens[stills],
-                clips.still_frames,
-                three_masks=options.three_masks,
-                append=options.append,
-            )
-            found.append((stills, 0, masks.gated() if options.gated_loss else masks))
-        if len(moving):
-            tracking = tracking_of(options, for_losses=True)
-            frames = track(self.sam2, maps, tokens[moving], clips.moving_frames, tracking)
-            found += [(moving, number, masks) for number, masks in enumerate(frames)]
-        elif self.options.sam2.trained == "everything":
-            calls, frame, masks = found[0]
-            found[0] = (
-                calls,
-                frame,
-                masks._replace(scores=masks.scores + self._no_memory(maps, tokens)),
-            )
-        return _grouped(found)
-
-    def _no_memory(self, maps: FeatureMaps, tokens: Tensor) -> Tensor:
-        """0, by way of the memory, which a batch of images alone would leave without a gradient."""
-        twice = torch.zeros(1, 2, dtype=torch.long, device=tokens.device)
-        last = track(self.sam2, maps, tokens[:1].detach(), twice, Tracking())[-1]
-        return last.scores.sum() * 0.0
 
     def _maps(self, clips: Clips) -> FeatureMaps:
         """Features of all frames, those that were kept last."""
@@ -332,22 +286,3 @@ class MaskHead(TaskHead):
     def result_of(self, target: CallTarget, media: MediaInfo) -> MaskTrack:
         """The right masks, on every frame that is annotated."""
         return target.truth.result()
-
-
-def _grouped(found: Sequence[tuple[Tensor, int, Masks]]) -> tuple[Group, ...]:
-    """Frames of the same calls with as many masks, side by side."""
-    groups: dict[tuple[int, int], list[tuple[Tensor, int, Masks]]] = {}
-    for calls, frame, masks in found:
-        groups.setdefault((id(calls), masks.logits.shape[1]), []).append((calls, frame, masks))
-    return tuple(
-        Group(
-            members[0][0],
-            tuple(frame for _, frame, _ in members),
-            DecodedMasks(
-                torch.stack([masks.logits for _, _, masks in members], 1),
-                torch.stack([masks.ious for _, _, masks in members], 1),
-                torch.stack([masks.scores for _, _, masks in members], 1),
-            ),
-        )
-        for members in groups.values()
-    )
