@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,9 @@ def resident_mib(name: str) -> float:
     raise tpokit.UsageError(f"/proc/self/status has no {name}; this bench needs Linux")
 
 
-def measure(name: str, size: Size, lora: bool, repeats: int, folder: Path) -> None:
-    """One side, in this process; leaves times, peak and gradients in a folder."""
+def measure(name: str, size: Size, lora: bool, repeats: int, threads: int, folder: Path) -> None:
+    """One side, in a process of its own; leaves times, peak and gradients in a folder."""
+    torch.set_num_threads(threads)
     model = build(size, lora, headless=True)
     batch = make_batch(model, size)
     step = STEPS[name]
@@ -75,8 +75,14 @@ def compare(size: Size, lora: bool, repeats: int, threads: int) -> None:
     gradients: dict[str, dict[str, torch.Tensor]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in STEPS:
-            side = json.dumps([name, asdict(size), lora, repeats, threads, folder])
-            subprocess.run([sys.executable, __file__, "--side", side], check=True)
+            # a copy of this process has the libraries already
+            process = multiprocessing.get_context("fork").Process(
+                target=measure, args=(name, size, lora, repeats, threads, Path(folder))
+            )
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise SystemExit(f"{name}: its process ended with {process.exitcode}")
             found[name] = json.loads((Path(folder) / f"{name}.json").read_text())
             gradients[name] = load_file(Path(folder) / f"{name}.safetensors")
     ours, theirs = (found[name] for name in STEPS)
@@ -113,7 +119,7 @@ def verdict(reached: bool) -> str:
 
 
 def main() -> None:
-    """Run the comparison, or one side of it in a child process."""
+    """Run the comparison."""
     parser = argparse.ArgumentParser(description="What label-only logits save.")
     parser.add_argument("--quick", action="store_true", help="a tiny model, seconds")
     parser.add_argument("--full", action="store_true", help="train everything, not LoRA")
@@ -124,13 +130,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.side is not None:
-        name, size, lora, repeats, threads, folder = json.loads(options.side)
-        torch.set_num_threads(threads)
-        measure(name, Size(**size), lora, repeats, Path(folder))
-        return
     size = Size(
         options.layers,
         options.width,
