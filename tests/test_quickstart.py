@@ -66,7 +66,8 @@ def test_the_three_stages_are_trained_shown_scored_and_saved(run):
     assert measures <= set(scores["before"]["scores"]) & set(scores["after"]["scores"])
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == {"assign", "heads", "joint"}
-    assert {"language", "assign", "region.l1", "temporal.label", "mask.focal"} <= set(rows[-1])
+    terms = {"language", "assign", "region.l1", "temporal.label", "mask.focal"}
+    assert terms <= set().union(*rows)  # not every step has every kind of sample
     assert Image.open(folder / "loss.png").size[0] > 300
 
 
@@ -115,24 +116,16 @@ def test_the_longer_example_has_the_same_model_and_losses_and_trains_longer():
     assert samples[1] > 3 * samples[0]
 
 
-def test_it_is_asked_about_a_clip_and_answers_with_moments_and_a_timeline(run, home, tmp_path):
-    """After two steps it may not call the head by itself, so the answer is also made by hand."""
+def test_it_is_asked_about_a_clip_and_answers_with_moments_and_a_timeline(run, tmp_path):
+    """After two steps it may not call the head by itself, so its call is made by hand."""
     folder, _ = run
     clip = ROOT / "examples" / "shapes.mp4"
-    done = tpokit_command(
-        *("predict", folder, "--media", clip, "--ask", "when is the red ring visible?"),
-        *("--json", tmp_path / "a.json", "--draw", tmp_path / "a.png"),
-        folder=tmp_path,
-        home=home,
-    )
-    assert done.returncode == 0, done.stderr
-    answer = json.loads((tmp_path / "a.json").read_text())
-    assert answer["media"][0]["duration_s"] == pytest.approx(2.0)
     predictor = tpokit.load(folder)
     always_call(predictor, "temporal")
     answer = predictor.ask("when is the red ring visible?", [clip], max_new_tokens=1)
     (call,) = answer.calls
     assert call.task == "temporal"
+    assert answer.to_json()["media"][0]["duration_s"] == pytest.approx(2.0)
     assert all(0 <= m.start_s <= m.end_s <= 2.0 for m in call.result.moments)
     assert len(call.result.saliency) == 16
     predictor.draw(answer, [clip], tmp_path / "timeline.png")
