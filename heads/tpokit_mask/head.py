@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tpokit.data.boxes import Corners, read_box
-from tpokit.errors import DataError
+from tpokit.errors import DataError, TpokitError
 from tpokit.interfaces import Host, TaskHead
 from tpokit.layers import Float32Linear
 from tpokit.tokens import TaskTokens
@@ -194,6 +194,7 @@ class MaskHead(TaskHead):
 
         Raises:
             UsageError: SAM 2 is to learn under ZeRO-3.
+            TpokitError: Frames are missing, or a prompt is not finite.
         """
         self.trained_parts.check_whole()
         tokens = self.adapter(slots)
@@ -206,6 +207,8 @@ class MaskHead(TaskHead):
                 lambda: segment(self.sam2, self._maps(clips), clips, tokens, options)
             )
             return Prediction(tokens, boxes, groups=groups)
+        if context.targets is not None and options.learn == "masks":
+            raise TpokitError("the mask head is to learn from masks, but no frame was read for it")
         if not clips.media or context.targets is not None:  # idle, or it learns from the box
             return Prediction(tokens, boxes)
         media = [medium.media for medium in clips.media]

@@ -21,6 +21,7 @@ from tpokit_mask.trained import checkpoint_file
 
 _FORMAT = 1
 _TIMES = "times_s"
+_HELD = 4  # media of one sample whose features are held at once; the first of them is looked at
 
 
 class KeptFeatures:
@@ -35,7 +36,7 @@ class KeptFeatures:
             need: Which frames of a video.
         """
         self._cache: FeatureCache | None = None
-        self._held: tuple[Media, CachedFeatures] | None = None
+        self._held: dict[Media, CachedFeatures] = {}
         checkpoint = checkpoint_file(options.checkpoint, folder)
         if options.cache is False or checkpoint is None:
             return
@@ -52,7 +53,6 @@ class KeptFeatures:
 
     def have(self, media: Media) -> bool:
         """Whether there are features; they are read at once, and held for `prepared`."""
-        self._held = None
         if self._cache is None:
             return False
         try:
@@ -61,12 +61,14 @@ class KeptFeatures:
             return False  # whoever decodes it says what is wrong
         if found is None:
             return False
-        self._held = media, found
+        while len(self._held) >= _HELD:
+            del self._held[next(iter(self._held))]
+        self._held[media] = found
         return True
 
     def forget(self) -> None:
         """Let go of what is held: what comes next may be inference, where nothing is looked up."""
-        self._held = None
+        self._held.clear()
 
     def prepared(self, seen: Seen) -> PreparedMedium:
         """The first medium of a call with its frames or features, if there are any.
@@ -75,8 +77,7 @@ class KeptFeatures:
             DataError: It cannot be read.
         """
         media, info = seen.media[0], seen.info[0]
-        if self._held is not None and self._held[0] == media:
-            found = self._held[1]
+        if (found := self._held.get(media)) is not None:
             maps = FeatureMaps(*(found.tensors[name] for name in FeatureMaps._fields))
             return PreparedMedium(media, info, tuple(json.loads(found.facts[_TIMES])), kept=maps)
         view = next((view for view in seen.views if view.path == media.path), None)

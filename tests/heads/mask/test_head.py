@@ -243,6 +243,26 @@ def test_kept_and_new_frames_go_together_and_a_broken_file_counts_as_none(tmp_pa
     assert all(head.wants_frames(medium) for medium, _ in samples)
 
 
+def test_features_of_the_first_medium_are_found_whatever_follows_it(tmp_path, samples):
+    head = make_head(tmp_path, sam2={"cache": "features"})
+    train_step(head, samples, slots(4))
+    media = tuple(medium for medium, _ in samples)
+    assert not any(head.wants_frames(medium) for medium in media)  # as for one sample with all
+    seen = Seen("data/1", "", media, tuple(MediaInfo(m.kind, 96, 72) for m in media))
+    assert head.prepare(seen).kept is not None
+    head.eval()  # what comes now is inference, where nothing is looked up
+    assert head.prepare(seen).kept is None
+
+
+def test_learning_without_frames_is_an_error_and_not_silence(tmp_path, samples):
+    head = make_head(tmp_path)
+    targets = head.collate([head.read_target(samples[0][1], seen_by(head, samples[0][0]))])
+    seen = Seen("data/1", "", (samples[0][0],), (MediaInfo("image", 96, 72),))
+    unread = head.collate_prepared([head.prepare(seen)])
+    with pytest.raises(TpokitError, match="no frame was read for it"):
+        head(slots(1), Context(prepared=unread, targets=targets))
+
+
 def test_features_are_kept_for_one_network_and_choice_of_frames(tmp_path, samples):
     train_step(make_head(tmp_path, sam2={"cache": "features"}), samples[:2], slots(2))
     for options in (
