@@ -11,7 +11,7 @@ one by one. `Sam2Sizes` and `RELEASED` can be had without torch from `tpokit_mas
 
 from __future__ import annotations
 
-from tpokit_mask.losses.masks import resized
+from tpokit_mask.resizing import resized
 from tpokit_mask.sam2.build import build
 from tpokit_mask.sam2.checkpoints import load_weights
 from tpokit_mask.sam2.outputs import FeatureMaps, Masks

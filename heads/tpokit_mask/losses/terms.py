@@ -47,9 +47,10 @@ from torch import Tensor
 
 from tpokit.errors import TpokitError
 from tpokit.types import LossTerm
-from tpokit_mask.losses.masks import focal_cost, mask_dice, mask_focal, mask_iou, resized
+from tpokit_mask.losses.masks import focal_cost, mask_dice, mask_focal, mask_iou
 from tpokit_mask.losses.options import LossOptions
 from tpokit_mask.losses.weights import BOX_TERMS, MASK_TERMS
+from tpokit_mask.resizing import resized
 
 
 class DecodedMasks(NamedTuple):

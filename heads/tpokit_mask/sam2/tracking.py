@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tpokit.errors import TpokitError, UsageError
-from tpokit_mask.losses.masks import resized
+from tpokit_mask.resizing import resized
 from tpokit_mask.sam2.outputs import FeatureMaps, Masks
 from tpokit_mask.sam2.parts import Sam2
 

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from tpokit.errors import TpokitError
 from tpokit.types import LossTerm
-from tpokit_mask.losses.masks import resized
 from tpokit_mask.losses.options import LossOptions
 from tpokit_mask.losses.terms import DecodedMasks, WantedMasks, mask_terms
 from tpokit_mask.losses.weights import MASK_TERMS
+from tpokit_mask.resizing import resized
 
 EVERY_OPTION = [
     LossOptions(),
