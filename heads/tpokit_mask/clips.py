@@ -94,6 +94,10 @@ def collate_clips(prepared: Sequence[PreparedMedium], side: int) -> Clips:
         resize_frames(torch.from_numpy(call.view.frames), side) for call in ordered if call.view
     ]
     kept = [call.kept for call in ordered if call.kept]
+    together = None
+    if kept:
+        with torch.autocast("cpu", enabled=False):  # which refuses float16
+            together = FeatureMaps(*map(torch.cat, zip(*kept, strict=True)))
     new = [NewClip(call.key, firsts[_identity(call)], call.times_s) for call in ordered if call.key]
     stills = [place for place, call in enumerate(prepared) if len(call.times_s) == 1]
     moving = [place for place, call in enumerate(prepared) if len(call.times_s) > 1]
@@ -107,7 +111,7 @@ def collate_clips(prepared: Sequence[PreparedMedium], side: int) -> Clips:
     ]
     return Clips(
         images=torch.cat(images) if images else torch.zeros(0, 3, side, side, dtype=torch.uint8),
-        kept=FeatureMaps(*map(torch.cat, zip(*kept, strict=True))) if kept else None,
+        kept=together,
         stills=torch.tensor(stills, dtype=torch.long),
         still_frames=torch.tensor(
             [firsts[_identity(prepared[place])] for place in stills], dtype=torch.long

@@ -24,6 +24,7 @@ from tpokit_mask.results import FrameResult, MaskTrack, frame_result
 from tpokit_mask.sam2_port import Masks, Sam2, Tracker, Tracking, resize_frames, resized
 
 _IMAGES_AT_ONCE = 32
+_SLACK_S = 1e-6  # times are computed
 
 
 class _Block(NamedTuple):
@@ -85,7 +86,7 @@ def _follow(
     about.
     """
     tracker = Tracker(sam2, tokens, tracking_of(options, for_losses=False))
-    streams = [stream_frames(medium, options.rate) for medium in media]
+    streams = [_paced(stream_frames(medium), options.rate) for medium in media]
     places = object_media.tolist()
     frames: list[list[FrameResult]] = [[] for _ in places]
     sizes: dict[int, tuple[int, int]] = {}
@@ -117,6 +118,20 @@ def tracking_of(options: TrackingOptions, for_losses: bool) -> Tracking:
         said_frames=options.said_frames,
         half_memory=options.half_memory and not for_losses,
     )
+
+
+def _paced(frames: Iterator[TimedFrame], rate: float | None) -> Iterator[TimedFrame]:
+    """The first frame, which is the one that is prompted, and from there ``rate`` a second."""
+    if rate is None:
+        yield from frames
+        return
+    due_s = None
+    for frame in frames:
+        due_s = frame.time_s if due_s is None else due_s
+        if frame.time_s >= due_s - _SLACK_S:
+            yield frame
+        while due_s <= frame.time_s + _SLACK_S:
+            due_s += 1 / rate
 
 
 def _blocks(streams: Sequence[Iterator[TimedFrame]], side: int, count: int) -> Iterator[_Block]:

@@ -40,15 +40,12 @@ from tpokit_mask.losses.terms import (
     term_counts,
 )
 from tpokit_mask.losses.weights import TERMS
-from tpokit_mask.options import MaskOptions
+from tpokit_mask.options import BOX_TOKENS, MaskOptions
 from tpokit_mask.results import MaskTrack
 from tpokit_mask.sam2_port import FeatureMaps, Sam2
 from tpokit_mask.segmenting import Group, segment
 from tpokit_mask.targets import CallTarget, MaskTargets, at_frames, collate_targets
 from tpokit_mask.trained import TrainedParts, build_sam2
-
-_RELEASED_TOKENS = 3
-"""Prompt tokens that stand for a box in SAM 2."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ class MaskHead(TaskHead):
         """
         if not seen.media:
             raise DataError(f"{seen.where}: a mask is found in an image or a video, there is none")
-        return self._features.prepared(seen)
+        return self._features.prepared(seen, self.training)
 
     def collate_prepared(self, prepared: Sequence[PreparedMedium]) -> Clips:
         """See `tpokit_mask.clips.collate_clips`."""
@@ -194,7 +191,7 @@ class MaskHead(TaskHead):
 
         Raises:
             UsageError: SAM 2 is to learn under ZeRO-3.
-            TpokitError: Frames are missing, or a prompt is not finite.
+            TpokitError: Frames are missing; or in inference, a prompt is not finite.
         """
         self.trained_parts.check_whole()
         tokens = self.adapter(slots)
@@ -223,12 +220,17 @@ class MaskHead(TaskHead):
     def _maps(self, clips: Clips) -> FeatureMaps:
         """Features of all frames, those that were kept last."""
         assert clips.images is not None, "there are frames"
-        maps = self.sam2.encode(clips.images, self.options.sam2.encode_batch)
-        maps = self._features.keep(clips.new, maps)
-        if clips.kept is None:
-            return maps
-        both = zip(maps, clips.kept, strict=True)
-        return FeatureMaps(*(torch.cat((new, old.to(new.dtype))) for new, old in both))
+        kept = None
+        if clips.kept is not None:
+            kept = FeatureMaps(*(level.float() for level in clips.kept))
+            if not len(clips.images):
+                return kept
+        with self._features.as_kept(clips.images.device):
+            maps = self.sam2.encode(clips.images, self.options.sam2.encode_batch)
+            maps = self._features.keep(clips.new, maps)
+            if kept is None:
+                return maps
+            return FeatureMaps(*map(torch.cat, zip(maps, kept, strict=True)))
 
     def loss(self, prediction: Prediction, targets: MaskTargets) -> dict[str, LossTerm]:
         """See `tpokit_mask.losses.terms`.
@@ -238,8 +240,8 @@ class MaskHead(TaskHead):
         """
         wanted = [
             WantedMasks(
-                targets.masks[group.calls][:, group.frames],
-                targets.there[group.calls][:, group.frames],
+                targets.masks[group.calls, group.frames],
+                targets.there[group.calls, group.frames],
             )
             for group in prediction.groups
         ]
@@ -250,7 +252,7 @@ class MaskHead(TaskHead):
             terms |= mask_terms(decoded, wanted, targets.object_count, self.options.losses)
         boxes, there = targets.boxes, targets.box_there
         terms["box_l1"] = box_l1_term(prediction.boxes, boxes, there, targets.box_count)
-        if prediction.tokens.shape[1] == _RELEASED_TOKENS:
+        if prediction.tokens.shape[1] == BOX_TOKENS:
             with torch.no_grad():
                 right = self.sam2.box_tokens(boxes)
             terms["box_tokens"] = box_tokens_term(
@@ -269,6 +271,7 @@ class MaskHead(TaskHead):
         if what == "nothing":
             return inputs
         side, device = self.sam2.image_size, inputs["slots"].device
+        self._bring_sam2(device)
         frames = torch.zeros(1, dtype=torch.long, device=device)
         none = frames[:0]
         if what == "everything":

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from tpokit.data.feature_cache import CachedFeatures, CacheKey, FeatureCache
 from tpokit.errors import DataError
@@ -21,7 +24,6 @@ from tpokit_mask.trained import checkpoint_file
 
 _FORMAT = 1
 _TIMES = "times_s"
-_HELD = 4  # media of one sample whose features are held at once; the first of them is looked at
 
 
 class KeptFeatures:
@@ -36,7 +38,7 @@ class KeptFeatures:
             need: Which frames of a video.
         """
         self._cache: FeatureCache | None = None
-        self._held: dict[Media, CachedFeatures] = {}
+        self._held: tuple[Media, CachedFeatures] | None = None
         checkpoint = checkpoint_file(options.checkpoint, folder)
         if options.cache is False or checkpoint is None:
             return
@@ -53,31 +55,30 @@ class KeptFeatures:
 
     def have(self, media: Media) -> bool:
         """Whether there are features; they are read at once, and held for `prepared`."""
-        if self._cache is None:
-            return False
-        try:
-            found = self._cache.get(self._cache.key(media, self._maker))
-        except OSError:
-            return False  # whoever decodes it says what is wrong
-        if found is None:
-            return False
-        while len(self._held) >= _HELD:
-            del self._held[next(iter(self._held))]
-        self._held[media] = found
-        return True
+        found = self._found(media)
+        if found is not None:
+            self._held = media, found
+        return found is not None
 
     def forget(self) -> None:
         """Let go of what is held: what comes next may be inference, where nothing is looked up."""
-        self._held.clear()
+        self._held = None
 
-    def prepared(self, seen: Seen) -> PreparedMedium:
+    def prepared(self, seen: Seen, learning: bool) -> PreparedMedium:
         """The first medium of a call with its frames or features, if there are any.
+
+        Args:
+            seen: The call.
+            learning: False: in inference, where no features are looked for.
 
         Raises:
             DataError: It cannot be read.
         """
         media, info = seen.media[0], seen.info[0]
-        if (found := self._held.get(media)) is not None:
+        found = self._held[1] if self._held is not None and self._held[0] == media else None
+        if found is None and learning:  # of a sample with several media the last one is held
+            found = self._found(media)
+        if found is not None:
             maps = FeatureMaps(*(found.tensors[name] for name in FeatureMaps._fields))
             return PreparedMedium(media, info, tuple(json.loads(found.facts[_TIMES])), kept=maps)
         view = next((view for view in seen.views if view.path == media.path), None)
@@ -92,19 +93,30 @@ class KeptFeatures:
         return PreparedMedium(media, info, view.times_s, view=view, key=key)
 
     def keep(self, new: Sequence[NewClip], maps: FeatureMaps) -> FeatureMaps:
-        """Put features of new frames on the disk; those of a stage in which a decoder that learns
-        elsewhere is frozen are not kept.
+        """Put features of new frames on the disk.
 
         Returns:
             The features, as they will be found the next time.
         """
         if self._cache is None:
             return maps
-        narrow = maps.fine.shape[1] < maps.coarse.shape[1]
-        maps = FeatureMaps(*(level.half() for level in maps))
-        if narrow == (self._maker["maps"] == "narrow"):
-            for clip in new:
-                frames = slice(clip.first, clip.first + len(clip.times_s))
-                tensors = {name: level[frames] for name, level in maps._asdict().items()}
-                self._cache.put(clip.key, tensors, {_TIMES: json.dumps(clip.times_s)})
-        return maps
+        halves = {name: level.half() for name, level in maps._asdict().items()}
+        for clip in new:
+            frames = slice(clip.first, clip.first + len(clip.times_s))
+            tensors = {name: level[frames] for name, level in halves.items()}
+            self._cache.put(clip.key, tensors, {_TIMES: json.dumps(clip.times_s)})
+        return FeatureMaps(*(level.float() for level in halves.values()))
+
+    def as_kept(self, device: torch.device) -> AbstractContextManager[object]:
+        """In which features that are kept are worked out: without autocast, so that they are the
+        same in every run.
+        """
+        return nullcontext() if self._cache is None else torch.autocast(device.type, enabled=False)
+
+    def _found(self, media: Media) -> CachedFeatures | None:
+        if self._cache is None:
+            return None
+        try:
+            return self._cache.get(self._cache.key(media, self._maker))
+        except OSError:
+            return None  # whoever decodes it says what is wrong

@@ -16,6 +16,10 @@ RANDOM = "random"
 """In place of a checkpoint: random weights, for tests and for training from nothing."""
 
 
+BOX_TOKENS = 3
+"""Prompt tokens that stand for a box in SAM 2."""
+
+
 class Sam2Options(Options):
     """Which SAM 2, and what of it learns.
 
@@ -125,3 +129,24 @@ class MaskOptions(Options):
     given_hidden: int | None = Field(default=None, ge=1)
     tracking: TrackingOptions = TrackingOptions()
     losses: LossOptions = LossOptions()
+
+    @model_validator(mode="after")
+    def _all_that_is_asked_for_is_used(self) -> MaskOptions:
+        learns = self.sam2.trained != "nothing"
+        tokens = self.slots * (self.tokens_per_slot if self.adapter == "mlp" else 1)
+        if self.learn == "box" and learns:
+            raise ValueError("learn: box runs no SAM 2, so sam2.trained must be nothing")
+        if self.learn == "box" and tokens != BOX_TOKENS:
+            raise ValueError(
+                f"learn: box compares {BOX_TOKENS} prompt tokens with those of a box, but slots "
+                f"and adapter make {tokens}"
+            )
+        if self.sam2.trained == "everything" and 1 < self.frames <= self.tracking.prompted:
+            raise ValueError(
+                "tracking.prompted: if all frames in training are prompted, the memory learns "
+                f"nothing; it must be below frames = {self.frames}"
+            )
+        said = self.tracking.said_frames
+        if said is not None and said < self.frames:
+            raise ValueError(f"tracking.said_frames must be at least frames = {self.frames}")
+        return self

@@ -1,13 +1,14 @@
 """Reads tracks back from the file that ``tpokit evaluate --answers FILE.jsonl`` writes.
 
-The questions must have been about whole videos, not parts: the rate of a folder of frames is taken
-from how long it lasts.
+Where a question was about a part of a video, nothing was found on its other frames.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tpokit_mask.results import BoxPx, FrameResult, MaskTrack, Rle
 from tpokit_mask.run_lengths import decode_run_lengths
 
 _TASK = "mask"
+_SLACK_S = 1e-3  # times are written with four decimals
 _NOWHERE: BoxPx = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -37,6 +39,7 @@ class SavedAnswer:
         names: Of all its frames, without suffix: those of the files in a folder of frames; in a
             video file the places from 00000 on, of the frames that the head went through.
         times_s: When each is shown, in seconds from the start of the video.
+        reach_s: How far a frame that was answered may be from the one that is asked for.
     """
 
     where: str
@@ -46,6 +49,12 @@ class SavedAnswer:
     width_px: int
     names: tuple[str, ...]
     times_s: tuple[float, ...]
+    reach_s: float = math.inf
+
+    def _found(self, track: MaskTrack, frame: int) -> FrameResult | None:
+        found = track.at(self.times_s[frame])
+        near = found is not None and abs(found.time_s - self.times_s[frame]) <= self.reach_s
+        return found if near else None
 
     def mask(self, frame: int) -> Bools:
         """Union ``[h, w]`` of the masks of all calls on a frame.
@@ -55,7 +64,7 @@ class SavedAnswer:
         """
         united: Bools = np.zeros((self.height_px, self.width_px), dtype=bool)
         for track in self.tracks:
-            found = track.at(self.times_s[frame])
+            found = self._found(track, frame)
             if found is not None and found.rle is not None:
                 counts = found.rle["counts"]
                 united |= decode_run_lengths(self.height_px, self.width_px, counts, self.where)
@@ -66,7 +75,7 @@ class SavedAnswer:
         is repeated (see `repeat_empty`), zeros without a call.
         """
         track = self.tracks[0] if self.tracks else MaskTrack("video", 0, 0, ())
-        found = [track.at(time_s) for time_s in self.times_s]
+        found = [self._found(track, frame) for frame in range(len(self.times_s))]
         corners = [frame.box or _NOWHERE if frame else _NOWHERE for frame in found]
         boxes = np.array(corners, dtype=np.float64)
         boxes[:, 2:] -= boxes[:, :2]
@@ -97,7 +106,7 @@ class SavedAnswers:
         try:
             medium, path, sample = line["media"][0], Path(line["medium"]), str(line["sample"])
             height_px, width_px = int(medium["height"]), int(medium["width"])
-            duration_s = float(medium["duration_s"])
+            rate = None if line.get("rate") is None else float(line["rate"])
             if medium["kind"] != "video":
                 raise DataError(f"{where}: {sample} is about an image; the formats are for videos")
             found = [call for call in line["calls"] if call["task"] == _TASK and "masks" in call]
@@ -107,8 +116,10 @@ class SavedAnswers:
                 f"{where}: cannot be read as an answer ({type(cause).__name__}: {cause}); such a "
                 "file is written by tpokit evaluate --answers"
             ) from cause
-        names, times_s = _frames(path, duration_s, tracks, where)
-        return SavedAnswer(where, sample, tracks, height_px, width_px, names, times_s)
+        names, times_s = _frames(path, rate, tracks, where)
+        steps = [b.time_s - a.time_s for track in tracks for a, b in pairwise(track.frames)]
+        reach_s = max([1 / rate if rate else 0.0, *steps]) / 2 + _SLACK_S
+        return SavedAnswer(where, sample, tracks, height_px, width_px, names, times_s, reach_s)
 
 
 def _track(call: Mapping[str, Any], height_px: int, width_px: int, where: str) -> MaskTrack:
@@ -142,7 +153,7 @@ def _box(plain: Any) -> BoxPx | None:
 
 
 def _frames(
-    path: Path, duration_s: float, tracks: tuple[MaskTrack, ...], where: str
+    path: Path, rate: float | None, tracks: tuple[MaskTrack, ...], where: str
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Names and times of all frames of a video."""
     if not path.exists():
@@ -152,12 +163,12 @@ def _frames(
     times_s = sorted({frame.time_s for track in tracks for frame in track.frames})
     if path.is_dir():
         names = tuple(Path(name).stem for name in frame_names(path))
-        if times_s and times_s[-1] >= duration_s:
+        if rate is None:
             raise DataError(
-                f"{where}: a frame at {times_s[-1]:g} s of {duration_s:g} s; only answers about "
-                "whole videos can be written"
+                f"{where}: {path} is a folder of frames, so the line must say how many there are a "
+                "second ('rate'), as tpokit evaluate --answers writes it"
             )
-        return names, tuple(place * duration_s / len(names) for place in range(len(names)))
+        return names, tuple(place / rate for place in range(len(names)))
     if not times_s:
         raise DataError(
             f"{where}: nothing was found in {path}, so it is not known how many frames this video "

@@ -21,12 +21,12 @@ from tpokit_mask.sam2_port import FeatureMaps, Masks, Sam2, Tracking, track
 class Group(NamedTuple):
     """Masks of some calls on some frames, of each as many.
 
-    ``calls [g]`` which calls; ``frames`` which of their frames; ``decoded`` with logits
-    ``[g, frames, m, S / 4, S / 4]``; S: side of SAM 2's images, m: 1 or 3.
+    ``calls [g]`` which calls; ``frames``: which of their frames, one after the other;
+    ``decoded`` with logits ``[g, frames, m, S / 4, S / 4]``.
     """
 
     calls: Tensor
-    frames: tuple[int, ...]
+    frames: slice
     decoded: DecodedMasks
 
 
@@ -82,7 +82,7 @@ def _grouped(found: Sequence[tuple[Tensor, int, Masks]]) -> tuple[Group, ...]:
     return tuple(
         Group(
             members[0][0],
-            tuple(frame for _, frame, _ in members),
+            slice(members[0][1], members[-1][1] + 1),
             DecodedMasks(
                 torch.stack([masks.logits for _, _, masks in members], 1),
                 torch.stack([masks.ious for _, _, masks in members], 1),

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tpokit.data.boxes import Corners
+from tpokit.errors import DataError
 from tpokit_mask.annotations import MaskTarget
 
 _NOWHERE: Corners = (0.0, 0.0, 0.0, 0.0)
@@ -46,22 +47,16 @@ class MaskTargets(NamedTuple):
         there: bool ``[n, t]``; false for frames without a mask and for padding.
         boxes: ``[n, 4]`` corners as fractions.
         box_there: bool ``[n]``.
+        object_count: Calls with a mask on some frame, be it an empty one.
+        box_count: Calls with a box.
     """
 
     masks: Tensor
     there: Tensor
     boxes: Tensor
     box_there: Tensor
-
-    @property
-    def object_count(self) -> float:
-        """Calls with a mask on some frame, be it an empty one."""
-        return float(self.there.any(1).sum())
-
-    @property
-    def box_count(self) -> float:
-        """Calls with a box."""
-        return float(self.box_there.sum())
+    object_count: float
+    box_count: float
 
 
 def at_frames(truth: MaskTarget, times_s: Sequence[float], side: int) -> CallTarget:
@@ -72,20 +67,34 @@ def at_frames(truth: MaskTarget, times_s: Sequence[float], side: int) -> CallTar
         times_s: When the frames are shown; none: only the box counts.
         side: L.
 
+    A frame of a track of boxes that does not show the object says nothing here: nobody would say
+    that others do, and the object score would only ever learn that it is absent.
+
     Raises:
-        DataError: A mask is broken, or of another size than the medium.
+        DataError: A mask is broken, or of another size than the medium; or there are masks, but on
+            none of these frames.
     """
     if not times_s:
         return CallTarget(truth, box=_first_box(truth, range(len(truth.frames))))
     nearest = truth.nearest(times_s)
     masks = torch.zeros(len(times_s), side, side, dtype=torch.bool)
     there = [False] * len(times_s)
+    of_boxes = any(frame.spec is None and frame.box is not None for frame in truth.frames)
     for frame, index in enumerate(nearest):
-        mask = None if index is None else truth.mask(index)
+        unknown = index is None or (of_boxes and truth.frames[index].spec is None)
+        mask = None if index is None or unknown else truth.mask(index)
         if mask is not None:
             there[frame] = True
             masks[frame] = smaller_mask(mask, side)
-    box = _first_box(truth, [index for index in nearest if index is not None])
+    if truth.frames and not of_boxes and not any(there):
+        looked_at = ", ".join(f"{time_s:.3g}" for time_s in times_s)
+        raise DataError(
+            f"{truth.where}: none of the annotated frames, from {truth.frames[0].time_s:.3g} to "
+            f"{truth.frames[-1].time_s:.3g} s, is one of those that are trained on ({looked_at} "
+            "s); name the part of the video that is annotated (start_s, end_s), or raise frames"
+        )
+    looked_at_indices = [index for index in nearest if index is not None]
+    box = _first_box(truth, looked_at_indices or range(len(truth.frames)))
     return CallTarget(truth, masks, tuple(there), box)
 
 
@@ -116,7 +125,7 @@ def collate_targets(targets: Sequence[CallTarget], side: int) -> MaskTargets:
             there[place, : len(target.there)] = torch.tensor(target.there)
     boxes = torch.tensor([target.box or _NOWHERE for target in targets]).reshape(-1, 4)
     known = torch.tensor([target.box is not None for target in targets], dtype=torch.bool)
-    return MaskTargets(masks, there, boxes, known)
+    return MaskTargets(masks, there, boxes, known, float(there.any(1).sum()), float(known.sum()))
 
 
 def _first_box(truth: MaskTarget, indices: Sequence[int]) -> Corners | None:

@@ -27,7 +27,7 @@ from tpokit.model import TpoModel
 from tpokit.plugins import Plugins
 from tpokit.recipe import Recipe
 from tpokit.tokens import marked_tasks
-from tpokit.types import MediaInfo, Sample, Seen
+from tpokit.types import Media, MediaInfo, Sample, Seen
 
 TRIGGER_ACCURACY = "trigger_accuracy"
 CONVERSATION_ACCURACY = "conversation_accuracy"
@@ -113,7 +113,8 @@ def evaluate_model(
         plugins: Where names are looked up.
         progress: Called with samples done and in all.
         answers: File for every answer, a JSON object a line: ``data`` (entry), ``sample`` (its id),
-            ``medium`` (path of the first one or null) and what `Answer.to_json` gives. Written as
+            ``medium`` (path of the first one or null; with its ``rate`` and the part that was
+            meant, if it has them) and what `Answer.to_json` gives. Written as
             they come; it has its name once all are there.
     """
     wanted = recipe.evaluate
@@ -164,6 +165,12 @@ class _Asked(NamedTuple):
     sample: Sample
 
 
+def _part(medium: Media) -> dict[str, float]:
+    """What of a medium was meant, where it is not all of a file."""
+    part = {"rate": medium.rate, "start_s": medium.start_s, "end_s": medium.end_s}
+    return {name: value for name, value in part.items() if value is not None}
+
+
 def _batches(asked: Sequence[_Asked], size: int) -> list[Sequence[_Asked]]:
     """Samples of similar length of question side by side, so that little is padded."""
     ordered = sorted(asked, key=lambda one: sum(len(turn.text) for turn in one.sample.turns))
@@ -184,6 +191,7 @@ def _writer(path: Path | None) -> Iterator[Callable[[_Asked, Answer], None]]:
                 "data": asked.data,
                 "sample": asked.sample.id,
                 "medium": str(media[0].path) if media else None,
+                **(_part(media[0]) if media else {}),
                 **answer.to_json(),
             }
             file.write(json.dumps(line) + "\n")

@@ -10,6 +10,7 @@ Legend of all shapes: as in `tpokit_mask.sam2.outputs`; n prompt tokens of each 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import islice
 from typing import Any, Literal, Self, TypeVar
 
@@ -50,7 +51,8 @@ class Sam2(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        device: torch.device = self.model.no_mem_embed.device
+        # of a parameter that never learns: those that do are moved with the head, before the rest
+        device: torch.device = self.model.no_mem_pos_enc.device
         return device
 
     def set_trained(self, what: Trained) -> Self:
@@ -150,7 +152,7 @@ class Sam2(nn.Module):
             boxes: Corners x0, y0, x1, y1 as fractions of the image.
         """
         corners = boxes.float().reshape(-1, 2, 2) * self.image_size
-        labels = torch.tensor([[2, 3]], device=boxes.device).expand(len(boxes), 2)
+        labels = _corner_labels(boxes.device).expand(len(boxes), 2)
         with self._float32():
             tokens: Tensor
             tokens, _ = self.model.sam_prompt_encoder((corners, labels), None, None)
@@ -261,6 +263,13 @@ class Sam2(nn.Module):
         for module in self.model.memory_attention.modules():
             if hasattr(module, "freqs_cis"):
                 module.freqs_cis = module.freqs_cis.to(self.device)
+
+
+@cache
+def _corner_labels(device: torch.device) -> Tensor:
+    """SAM 2's numbers of the two corners of a box ``[1, 2]``; made once, as copying them waits."""
+    with torch.inference_mode(False):  # kept ones must do for training as well
+        return torch.tensor([[2, 3]], device=device)
 
 
 def _is_trained(module: nn.Module) -> bool:

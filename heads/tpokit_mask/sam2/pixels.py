@@ -8,6 +8,8 @@ image predictor resizes in float, which differs by the rounding, half a step of 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -38,9 +40,16 @@ def resize_frames(frames: Tensor, side: int) -> Tensor:
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 ``[f, 3, S, S]`` to float32 of about zero mean and unit deviation."""
-    mean = torch.tensor(_MEAN, device=images.device).view(3, 1, 1)
-    deviation = torch.tensor(_DEVIATION, device=images.device).view(3, 1, 1)
+    mean, deviation = _statistics(images.device)
     return (images.float() / 255 - mean) / deviation
+
+
+@cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation ``[3, 1, 1]`` on a device; made once, as copying them there waits."""
+    with torch.inference_mode(False):  # kept ones must do for training as well
+        both = torch.tensor((_MEAN, _DEVIATION), device=device).view(2, 3, 1, 1)
+        return both[0], both[1]
 
 
 def _smaller(images: Tensor, side: int) -> Tensor:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tpokit.errors import TpokitError, UsageError
+from tpokit.errors import UsageError
 from tpokit_mask.resizing import resized
 from tpokit_mask.sam2.outputs import FeatureMaps, Masks
 from tpokit_mask.sam2.parts import Sam2
@@ -41,9 +41,9 @@ class Tracking:
         gated: Masks of objects that are not visible, by the score, come as -1024. False for losses
             on masks while the score has yet to be learnt; the memory is gated in any case.
         said_frames: How many frames the memory is told that the video has; it divides the times of
-            object pointers by ``min(said_frames, 16) - 1``. ``None``: 16 or more, however many
-            there are. sam2 itself says how many there are: 8 in its training, mostly more than 16
-            later.
+            object pointers by ``min(said_frames, 16) - 1``; a longer one counts as long as it is so
+            far. ``None``: 16 or more, however many there are. sam2 itself says how many there are:
+            8 in its training, mostly more than 16 later.
         half_memory: Keep spatial memories in bfloat16, as sam2's video predictor does, at half the
             room; for inference.
     """
@@ -120,13 +120,7 @@ class Tracker:
 
         Args:
             seen: Narrowed maps of the frame of each object, ``[b, ..]``.
-
-        Raises:
-            TpokitError: There are more frames than were said to be there.
         """
-        said = self._tracking.said_frames
-        if said is not None and self.frame >= said:
-            raise TpokitError(f"the video was said to have {said} frames, and has more")
         self.remember()
         prompted = self.frame in self._tracking.prompted
         anything = len(self._prompt) > 0  # sam2's memory cannot be of no objects
@@ -179,9 +173,7 @@ class Tracker:
             feat_sizes=[coarse.shape[-2:]],
             output_dict=self._bank,
             # pointers of frames from this number on are passed over, so it must not lag behind
-            num_frames=max(self._model.max_obj_ptrs_in_encoder, self.frame + 1)
-            if said is None
-            else said,
+            num_frames=max(said or self._model.max_obj_ptrs_in_encoder, self.frame + 1),
         )
         return conditioned
 

@@ -91,6 +91,24 @@ def test_an_absent_object_costs_its_score_alone(tmp_path, samples):
     assert costs == {"object_score"}
 
 
+def test_a_track_of_boxes_teaches_boxes_alone(tmp_path, samples):
+    """Were its absent frames to teach the object score, nothing would say the opposite."""
+    head, (media, _) = make_head(tmp_path), samples[1]
+    boxes = [{"time_s": k / 4, "box": [0.1, 0.1, 0.5, 0.5] if k else None} for k in range(4)]
+    terms = train_step(head, [(media, {"frames": boxes})], slots(1))
+    costs = {name for name, term in terms.items() if float(term.sum.detach()) != 0}
+    assert costs == set(BOX_TERMS)
+
+
+def test_masks_on_no_frame_that_is_trained_on_are_an_error(tmp_path, samples):
+    head, (media, truth) = make_head(tmp_path), samples[1]
+    late = {"frames": [{**truth["frames"][0], "time_s": 0.1}]}
+    with pytest.raises(
+        DataError, match=r"data/1: none of the annotated frames, from 0\.1 to 0\.1 s"
+    ):
+        head.read_target(late, seen_by(head, media))
+
+
 def test_calls_about_one_medium_share_its_frames(tmp_path, samples, monkeypatch):
     head, encoded = make_head(tmp_path), []
     encode = Sam2.encode
@@ -243,6 +261,18 @@ def test_kept_and_new_frames_go_together_and_a_broken_file_counts_as_none(tmp_pa
     assert all(head.wants_frames(medium) for medium, _ in samples)
 
 
+def test_features_are_found_under_autocast_as_without(tmp_path, samples):
+    head = make_head(tmp_path, sam2={"cache": "features"})
+    with torch.autocast("cpu", torch.bfloat16):
+        train_step(head, samples, slots(4))
+        found = train_step(head, samples, slots(4))
+    assert all(term.sum.isfinite() for term in found.values())
+    kept = train_step(head, samples, slots(4))
+    plain = train_step(make_head(tmp_path), samples, slots(4))
+    for name, term in plain.items():  # what was kept is none the coarser for it
+        torch.testing.assert_close(kept[name].sum, term.sum, rtol=2e-2, atol=2e-3, msg=name)
+
+
 def test_features_of_the_first_medium_are_found_whatever_follows_it(tmp_path, samples):
     head = make_head(tmp_path, sam2={"cache": "features"})
     train_step(head, samples, slots(4))
@@ -252,6 +282,7 @@ def test_features_of_the_first_medium_are_found_whatever_follows_it(tmp_path, sa
     assert head.prepare(seen).kept is not None
     head.eval()  # what comes now is inference, where nothing is looked up
     assert head.prepare(seen).kept is None
+    assert head.prepare(seen).view is None
 
 
 def test_learning_without_frames_is_an_error_and_not_silence(tmp_path, samples):
@@ -293,6 +324,13 @@ def test_in_inference_every_frame_is_followed_whatever_goes_beside_it(tmp_path, 
     for index, medium in enumerate(media):
         (alone,) = ask(one_at_a_time, [medium], slots(4)[index : index + 1])
         assert np.array_equal(alone.masks(), together[index].masks())
+
+
+def test_fewer_frames_a_second_begin_with_the_first_one(tmp_path, samples):
+    head = make_head(tmp_path, tracking={"rate": 2.0})
+    media, _ = samples[1]
+    (found,) = ask(head, [media], slots(1))
+    assert [frame.time_s for frame in found.frames] == [0.0, 0.5]
 
 
 def test_it_answers_as_it_was_taught(tmp_path, samples):
@@ -348,6 +386,20 @@ def test_a_given_box_becomes_an_embedding(tmp_path):
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValidationError, match=message):
         MaskOptions(sam2={"checkpoint": "some.pt", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "trained", "message"),
+    [
+        ({"learn": "box"}, "decoder", "learn: box runs no SAM 2"),
+        ({"learn": "box", "adapter": "linear"}, "nothing", "slots and adapter make 1"),
+        ({"frames": 4, "tracking": {"prompted": 4}}, "everything", "memory learns nothing"),
+        ({"frames": 4, "tracking": {"said_frames": 3}}, "nothing", "at least frames = 4"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(options, trained, message):
+    with pytest.raises(ValidationError, match=message):
+        MaskOptions(sam2={"checkpoint": "some.pt", "trained": trained}, **options)
 
 
 def test_weights_that_are_not_there_or_of_another_size_are_named(tmp_path):

@@ -47,6 +47,7 @@ def written(tmp_path):
             answer = Answer("Where is the cat?", "It is <mask>.", calls, (MediaInfo(**info),))
             place = medium and str(tmp_path / medium)
             line = {"data": "cats", "sample": sample, "medium": place, **answer.to_json()}
+            line |= {"rate": RATE} if medium == "frames" else {}
             lines.append(line)
         saved = tmp_path / "answers.jsonl"
         saved.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -83,6 +84,22 @@ def test_masks_come_back_from_pictures_and_score_as_before(written, benchmark):
     assert 0.2 < scores.mean < 0.8
     files = {path.name for path in (folder / "cats" / "0").iterdir()}
     assert files == {f"{name}.png" for name in NAMES}
+
+
+def test_of_a_part_the_other_frames_are_empty(written):
+    found = [frame_result((k + 1) / RATE, mask, 0.5) for k, mask in enumerate(MOVING[:2])]
+    folder = written("mevis", [("cats/0", [MaskTrack("video", 20, 30, tuple(found))])])
+    expected = [EMPTY, MOVING[0], MOVING[1], EMPTY]
+    np.testing.assert_array_equal(np.stack(pictures(folder / "cats" / "0")) > 0, expected)
+
+
+def test_a_folder_of_frames_needs_its_rate(written, tmp_path):
+    written("mevis", [("cats/0", [track(*MOVING)])])
+    line = json.loads((tmp_path / "answers.jsonl").read_text())
+    del line["rate"]
+    (tmp_path / "answers.jsonl").write_text(json.dumps(line))
+    with pytest.raises(DataError, match="must say how many there are a second"):
+        write_submission(tmp_path / "answers.jsonl", "mevis", tmp_path / "again")
 
 
 def test_an_expression_is_the_union_of_its_calls(written):
@@ -200,12 +217,6 @@ def test_samples_that_do_not_fit_a_format_are_refused(written, benchmark, sample
             "line 1: nothing was found in .*cats.mp4, so it is not known how many",
         ),
         (None, {}, [], r"line 1: cannot be read as an answer \(TypeError"),
-        (
-            "frames",
-            {"duration_s": 0.5},
-            [track(*MOVING)],
-            "a frame at 0.5 s of 0.5 s; only answers",
-        ),
         ("frames", {"width": 40}, [track(*MOVING)], r"height, width \[\(20, 30\)\] in a video of"),
     ],
 )
