@@ -14,7 +14,7 @@ import tpokit
 from tpokit.recipe import open_recipe
 from tpokit.training.stages import train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"
 LONGER = ROOT / "examples" / "shapes_world.yaml"
 SHORT = (
