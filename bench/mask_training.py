@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timing import seconds
 from torch import Tensor
 
 from tpokit.batch import moved
@@ -138,19 +138,6 @@ def least_seconds(runs: Sequence[Callable[[], object]], device: str, repeats: in
         for index in (0, 1) if repeat % 2 else (1, 0):
             least[index] = min(least[index], seconds(runs[index], device))
     return least
-
-
-def seconds(run: Callable[[], object], device: str) -> float:
-    """Processor seconds on a CPU; on a GPU seconds by the clock until it is done."""
-    if device == "cpu":
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def compare(options: dict[str, Any], samples: Sequence[Drawn], goal: float, run: Any) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import torch
 from temporal_sides import QUICK, Batch, Original, Ours, Plain, Side, Size
+from timing import seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from tpokit_temporal.detector.precision import bfloat16_is_emulated
@@ -95,19 +95,6 @@ def run_of(side: Side, case: Case, batch: Batch, device: str) -> Callable[[], ob
             side.infer(batch)
 
     return infer
-
-
-def seconds(run: Callable[[], object], device: str) -> float:
-    """Processor seconds on a CPU; on a GPU seconds by the clock until it is done."""
-    if device == "cpu":
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def peak_mb(run: Callable[[], object], device: str) -> float:
