@@ -13,8 +13,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from tpokit_shapes_world.questions import KINDS, QuestionAnswer
+from tpokit_shapes_world.questions import KINDS
 from tpokit_shapes_world.scenes import Scene
+from tpokit_shapes_world.turns import QuestionAnswer
 
 CONVERSATION_MIXTURE: Mapping[str, float] = MappingProxyType(
     {

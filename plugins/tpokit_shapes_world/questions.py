@@ -2,63 +2,35 @@
 
 Each function draws one question of its kind, or gives None where the scene makes every drawn
 question ambiguous (two rings, two centres side by side). The answer to a conversation question
-follows from the question and the scene alone, so it can be scored by exact match. The answer to a
-region, moment or mask question contains markers where a head's trigger goes, and no numbers of a
-box. Every word of a question or answer is one of :mod:`tpokit_shapes_world.vocabulary`: the tiny
-base knows no others.
+follows from the question and the scene alone, so it can be scored by exact match. Questions for
+heads are in :mod:`tpokit_shapes_world.head_questions`. Every word of a question or answer is one of
+:mod:`tpokit_shapes_world.vocabulary`: the tiny base knows no others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
 
+from tpokit_shapes_world.head_questions import (
+    ask_follow,
+    ask_mask,
+    ask_moment,
+    ask_region,
+    ask_track,
+    ask_two_masks,
+    ask_two_regions,
+)
 from tpokit_shapes_world.scenes import COLOURS, MOTIONS, SHAPES, Scene, SceneObject
+from tpokit_shapes_world.turns import Ask, QuestionAnswer, pick, turn
 from tpokit_shapes_world.vocabulary import NUMBERS, plural
 
-REGION_MARKER, TEMPORAL_MARKER, MASK_MARKER = "<region>", "<temporal>", "<mask>"
 _MARGIN = 0.06  # of the side: closer centres are neither left nor right of each other
 _MAP_CELLS = 4  # rows and columns of the map of an image
 _MAP_SHARE = 0.15  # of a cell's pixels: what covers less is not named
-_QUESTION_MARK_SHARE = 0.5  # of the questions end with a question mark
-
-
-@dataclass(frozen=True)
-class QuestionAnswer:
-    """One turn of a dialogue.
-
-    A marker in the question stands for the box of the object that is meant.
-    """
-
-    kind: str  # a key of KINDS
-    question: str
-    answer: str
-    objects: tuple[int, ...] = ()  # places in Scene.objects, one for each marker in the answer
-
-
-Ask = Callable[[Scene, np.random.Generator], QuestionAnswer | None]
-
-
-def _turn(
-    generator: np.random.Generator,
-    kind: str,
-    wordings: Sequence[str],
-    answer: str,
-    objects: tuple[int, ...] = (),
-) -> QuestionAnswer:
-    question = wordings[int(generator.integers(len(wordings)))]
-    if generator.random() < _QUESTION_MARK_SHARE:
-        question += "?"
-    return QuestionAnswer(kind, question, answer, objects)
-
-
-def _pick(generator: np.random.Generator, scene: Scene, count: int = 1) -> list[int]:
-    """Places of ``count`` different objects, in random order."""
-    return [int(place) for place in generator.permutation(len(scene.objects))[:count]]
 
 
 def _centre(scene: Scene, thing: SceneObject) -> tuple[float, float]:
@@ -75,7 +47,7 @@ def _rank(scene: Scene, axis: int) -> list[SceneObject] | None:
 
 
 def _ask_colour(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    thing = scene.objects[_pick(generator, scene)[0]]
+    thing = scene.objects[pick(generator, scene)[0]]
     if sum(other.shape == thing.shape for other in scene.objects) > 1:
         return None
     wordings = (
@@ -83,11 +55,11 @@ def _ask_colour(scene: Scene, generator: np.random.Generator) -> QuestionAnswer 
         f"which colour has the {thing.shape}",
         f"tell me the colour of the {thing.shape}",
     )
-    return _turn(generator, "colour", wordings, thing.colour)
+    return turn(generator, "colour", wordings, thing.colour)
 
 
 def _ask_shape(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    thing = scene.objects[_pick(generator, scene)[0]]
+    thing = scene.objects[pick(generator, scene)[0]]
     if sum(other.colour == thing.colour for other in scene.objects) > 1:
         return None
     wordings = (
@@ -95,12 +67,12 @@ def _ask_shape(scene: Scene, generator: np.random.Generator) -> QuestionAnswer |
         f"what is the {thing.colour} thing",
         f"tell me the shape of the {thing.colour} thing",
     )
-    return _turn(generator, "shape", wordings, f"a {thing.shape}")
+    return turn(generator, "shape", wordings, f"a {thing.shape}")
 
 
 def _ask_count(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
     what = int(generator.integers(3))
-    thing = scene.objects[_pick(generator, scene)[0]]
+    thing = scene.objects[pick(generator, scene)[0]]
     absent = generator.random() < 0.15  # now and then something that is not there
     if what == 0:
         name, number = "things", len(scene.objects)
@@ -112,11 +84,11 @@ def _ask_count(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
         shape = str(generator.choice(SHAPES)) if absent else thing.shape
         name, number = plural(shape), sum(other.shape == shape for other in scene.objects)
     wordings = (f"how many {name} are there", f"how many {name} do you see")
-    return _turn(generator, "count", wordings, NUMBERS[number])
+    return turn(generator, "count", wordings, NUMBERS[number])
 
 
 def _ask_existence(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
-    thing = scene.objects[_pick(generator, scene)[0]]
+    thing = scene.objects[pick(generator, scene)[0]]
     names = {other.name for other in scene.objects}
     name = thing.name
     if generator.random() < 0.5:
@@ -124,13 +96,13 @@ def _ask_existence(scene: Scene, generator: np.random.Generator) -> QuestionAnsw
         near += [f"{colour} {thing.shape}" for colour in COLOURS]
         name = str(generator.choice([other for other in near if other not in names]))
     wordings = (f"is there a {name}", f"do you see a {name}", f"can you see a {name} here")
-    return _turn(generator, "existence", wordings, "yes" if name in names else "no")
+    return turn(generator, "existence", wordings, "yes" if name in names else "no")
 
 
 def _ask_relation(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
     if len(scene.objects) < 2:
         return None
-    first, second = (scene.objects[place] for place in _pick(generator, scene, 2))
+    first, second = (scene.objects[place] for place in pick(generator, scene, 2))
     axis = int(generator.integers(2))
     gap = _centre(scene, first)[axis] - _centre(scene, second)[axis]
     if abs(gap) < _MARGIN:
@@ -143,15 +115,15 @@ def _ask_relation(scene: Scene, generator: np.random.Generator) -> QuestionAnswe
             f"is the {first.name} {asked} the {second.name}",
             f"can you say that the {first.name} is {asked} the {second.name}",
         )
-        return _turn(generator, "relation", wordings, "yes" if asked == true else "no")
+        return turn(generator, "relation", wordings, "yes" if asked == true else "no")
     choice = ("left or right of", "above or below")[axis]
     wordings = (f"is the {first.name} {choice} the {second.name}",)
-    return _turn(generator, "relation", wordings, true.removesuffix(" of"))
+    return turn(generator, "relation", wordings, true.removesuffix(" of"))
 
 
 def _ask_half(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
     """Which side, half or quarter: on purpose close to the words of a region question."""
-    thing = scene.objects[_pick(generator, scene)[0]]
+    thing = scene.objects[pick(generator, scene)[0]]
     x, y = _centre(scene, thing)
     what = int(generator.integers(3))
     level, side = "upper" if y < 0.5 else "lower", "left" if x < 0.5 else "right"
@@ -165,34 +137,34 @@ def _ask_half(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | 
             f"where is the {name} , left or right",
             f"find the side of the {name}",
         )
-        return _turn(generator, "half", wordings, f"on the {side}")
+        return turn(generator, "half", wordings, f"on the {side}")
     if what == 1:
         wordings = (
             f"in which half is the {name} , upper or lower",
             f"where is the {name} , in the upper or the lower half",
         )
-        return _turn(generator, "half", wordings, f"in the {level} half")
+        return turn(generator, "half", wordings, f"in the {level} half")
     wordings = (
         f"in which quarter is the {name}",
         f"tell me the quarter where the {name} is",
         f"show me in which quarter the {name} is",
     )
-    return _turn(generator, "half", wordings, f"in the {level} {side} quarter")
+    return turn(generator, "half", wordings, f"in the {level} {side} quarter")
 
 
 def _ask_cell(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
     """Where on a board of eight by eight: a place in words, finer than halves and quarters."""
-    thing = scene.objects[_pick(generator, scene)[0]]
+    thing = scene.objects[pick(generator, scene)[0]]
     column, row = (NUMBERS[1 + min(int(8 * at), 7)] for at in _centre(scene, thing))
     wordings = (
         f"in which column and row is the {thing.name}",
         f"tell me the column and row of the {thing.name}",
     )
-    return _turn(generator, "cell", wordings, f"column {column} row {row}")
+    return turn(generator, "cell", wordings, f"column {column} row {row}")
 
 
 def _ask_beside(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    thing = scene.objects[_pick(generator, scene)[0]]
+    thing = scene.objects[pick(generator, scene)[0]]
     axis, direction = int(generator.integers(2)), int(generator.integers(2))
     ranked = _rank(scene, axis)
     if ranked is None:
@@ -202,7 +174,7 @@ def _ask_beside(scene: Scene, generator: np.random.Generator) -> QuestionAnswer 
     word = (("left of", "right of"), ("above", "below"))[axis][direction]
     names = " and ".join(f"the {other.name}" for other in found) or "nothing"
     wordings = (f"what is {word} the {thing.name}", f"which things are {word} the {thing.name}")
-    return _turn(generator, "beside", wordings, names)
+    return turn(generator, "beside", wordings, names)
 
 
 def _ask_extreme(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
@@ -212,7 +184,7 @@ def _ask_extreme(scene: Scene, generator: np.random.Generator) -> QuestionAnswer
         return None
     word = (("leftmost", "rightmost"), ("highest", "lowest"))[axis][last]
     wordings = (f"what is the {word} thing", f"which thing is the {word}")
-    return _turn(generator, "extreme", wordings, f"the {ranked[-last].name}")
+    return turn(generator, "extreme", wordings, f"the {ranked[-last].name}")
 
 
 def _ask_listing(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
@@ -225,7 +197,7 @@ def _ask_listing(scene: Scene, generator: np.random.Generator) -> QuestionAnswer
         "name all things from left to right",
     )
     answer = " and ".join(f"a {thing.name}" for thing in ranked)
-    return _turn(generator, "listing", wordings, answer)
+    return turn(generator, "listing", wordings, answer)
 
 
 def _ask_layout(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
@@ -243,7 +215,7 @@ def _ask_layout(scene: Scene, generator: np.random.Generator) -> QuestionAnswer 
         "describe the picture",
         "what is in this picture and where",
     )
-    return _turn(generator, "layout", wordings, " , ".join(parts))
+    return turn(generator, "layout", wordings, " , ".join(parts))
 
 
 def _map_cells(scene: Scene) -> list[SceneObject | None]:
@@ -274,49 +246,14 @@ def _ask_shape_map(scene: Scene, generator: np.random.Generator) -> QuestionAnsw
     return QuestionAnswer("shape_map", "name the shape row after row", " ".join(words))
 
 
-def _ask_region(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
-    place = _pick(generator, scene)[0]
-    name = scene.objects[place].name
-    wordings = (
-        f"where is the {name}",
-        f"find the {name}",
-        f"show me the {name}",
-        f"point to the {name}",
-        f"locate the {name}",
-        f"can you show me where the {name} is",
-    )
-    answers = (
-        f"it is here {REGION_MARKER}",
-        f"here it is {REGION_MARKER}",
-        f"here is the {name} {REGION_MARKER}",
-    )
-    answer = answers[int(generator.integers(len(answers)))]
-    return _turn(generator, "region", wordings, answer, (place,))
-
-
-def _ask_two_regions(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    if len(scene.objects) < 2:
-        return None
-    first, second = _pick(generator, scene, 2)
-    one, other = scene.objects[first].name, scene.objects[second].name
-    wordings = (
-        f"where are the {one} and the {other}",
-        f"find the {one} and the {other}",
-        f"show me the {one} and the {other}",
-    )
-    # not "the ... is here": answers in words begin like that ("the red ring and the blue cross")
-    answer = f"here is the {one} {REGION_MARKER} and here is the {other} {REGION_MARKER}"
-    return _turn(generator, "two_regions", wordings, answer, (first, second))
-
-
 def _ask_motion(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
-    thing = scene.objects[_pick(generator, scene)[0]]
+    thing = scene.objects[pick(generator, scene)[0]]
     answer = "it stays still" if thing.motion == "still" else thing.motion
     wordings = (
         f"which way does the {thing.name} move",
         f"tell me which way the {thing.name} moves",
     )
-    return _turn(generator, "motion", wordings, answer)
+    return turn(generator, "motion", wordings, answer)
 
 
 def _ask_mover(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
@@ -326,106 +263,22 @@ def _ask_mover(scene: Scene, generator: np.random.Generator) -> QuestionAnswer |
         return None
     verb = "stays still" if motion == "still" else f"moves {motion}"
     answer = f"the {movers[0].name}" if movers else "nothing"
-    return _turn(generator, "mover", (f"what {verb}", f"which thing {verb}"), answer)
+    return turn(generator, "mover", (f"what {verb}", f"which thing {verb}"), answer)
 
 
 def _ask_order(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
     if len(scene.objects) < 2:
         return None
-    first, second = (scene.objects[place] for place in _pick(generator, scene, 2))
+    first, second = (scene.objects[place] for place in pick(generator, scene, 2))
     if abs(first.first_frame - second.first_frame) < 2:
         return None
     earlier = first if first.first_frame < second.first_frame else second
     if generator.random() < 0.5:
         wordings: tuple[str, ...] = (f"what comes first , the {first.name} or the {second.name}",)
-        return _turn(generator, "order", wordings, f"the {earlier.name}")
+        return turn(generator, "order", wordings, f"the {earlier.name}")
     before = bool(generator.integers(2))
     wordings = (f"is the {first.name} seen {'before' if before else 'after'} the {second.name}",)
-    return _turn(generator, "order", wordings, "yes" if (earlier is first) == before else "no")
-
-
-def _ask_moment(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
-    place = _pick(generator, scene)[0]
-    name = scene.objects[place].name
-    wordings = (
-        f"when is the {name} visible",
-        f"when do you see the {name}",
-        f"tell me when the {name} is seen",
-    )
-    answer = f"it is visible here {TEMPORAL_MARKER}"
-    return _turn(generator, "moment", wordings, answer, (place,))
-
-
-def _ask_mask(scene: Scene, generator: np.random.Generator) -> QuestionAnswer:
-    place = _pick(generator, scene)[0]
-    name = scene.objects[place].name
-    wordings = (
-        f"segment the {name}",
-        f"can you segment the {name}",
-        f"mask the {name}",
-        f"cut out the {name}",
-        f"show me the mask of the {name}",
-    )
-    # "this" and "all" begin no other answer, so the first word decides between box and mask
-    answers = (
-        f"this is the mask {MASK_MARKER}",
-        f"this is its mask {MASK_MARKER}",
-        f"this is the {name} {MASK_MARKER}",
-    )
-    answer = answers[int(generator.integers(len(answers)))]
-    return _turn(generator, "mask", wordings, answer, (place,))
-
-
-def _ask_two_masks(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    if len(scene.objects) < 2:
-        return None
-    first, second = _pick(generator, scene, 2)
-    one, other = scene.objects[first].name, scene.objects[second].name
-    wordings = (
-        f"segment the {one} and the {other}",
-        f"can you segment the {one} and the {other}",
-        f"mask the {one} and the {other}",
-    )
-    answer = f"this is the {one} {MASK_MARKER} and this is the {other} {MASK_MARKER}"
-    return _turn(generator, "two_masks", wordings, answer, (first, second))
-
-
-def _ask_track(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    if scene.options.frames == 1:
-        return None
-    place = _pick(generator, scene)[0]
-    name = scene.objects[place].name
-    wordings = (
-        f"follow the {name}",
-        f"track the {name}",
-        f"can you follow the {name}",
-        f"can you track the {name}",
-        f"follow the {name} through the clip",
-    )
-    answers = (
-        f"i follow it {MASK_MARKER}",
-        f"i track it {MASK_MARKER}",
-        f"i follow the {name} {MASK_MARKER}",
-    )
-    answer = answers[int(generator.integers(len(answers)))]
-    return _turn(generator, "track", wordings, answer, (place,))
-
-
-def _ask_follow(scene: Scene, generator: np.random.Generator) -> QuestionAnswer | None:
-    """As :func:`_ask_track`, but the object is not named: its box is given."""
-    if scene.options.frames == 1:
-        return None
-    place = _pick(generator, scene)[0]
-    wordings = (
-        f"follow the thing at {MASK_MARKER}",
-        f"track the thing at {MASK_MARKER}",
-        f"can you follow what is in {MASK_MARKER}",
-        f"track the object in {MASK_MARKER}",
-        f"follow the thing at {MASK_MARKER} through the clip",
-    )
-    answers = (f"i follow it {MASK_MARKER}", f"i track it {MASK_MARKER}")
-    answer = answers[int(generator.integers(len(answers)))]
-    return _turn(generator, "follow", wordings, answer, (place,))
+    return turn(generator, "order", wordings, "yes" if (earlier is first) == before else "no")
 
 
 KINDS: Mapping[str, Ask] = MappingProxyType(
@@ -443,15 +296,15 @@ KINDS: Mapping[str, Ask] = MappingProxyType(
         "layout": _ask_layout,
         "colour_map": _ask_colour_map,
         "shape_map": _ask_shape_map,
-        "region": _ask_region,
-        "two_regions": _ask_two_regions,
+        "region": ask_region,
+        "two_regions": ask_two_regions,
         "motion": _ask_motion,
         "mover": _ask_mover,
         "order": _ask_order,
-        "moment": _ask_moment,
-        "mask": _ask_mask,
-        "two_masks": _ask_two_masks,
-        "track": _ask_track,
-        "follow": _ask_follow,
+        "moment": ask_moment,
+        "mask": ask_mask,
+        "two_masks": ask_two_masks,
+        "track": ask_track,
+        "follow": ask_follow,
     }
 )

@@ -11,15 +11,11 @@ import numpy as np
 
 from tpokit import DataError, DataSource, Media, Options, Sample, Turn
 from tpokit_shapes_world.conversations import CLIP_MIXTURE, CONVERSATION_MIXTURE, converse
+from tpokit_shapes_world.head_questions import MASK_MARKER, REGION_MARKER, TEMPORAL_MARKER
 from tpokit_shapes_world.options import ShapesWorldOptions
 from tpokit_shapes_world.painting import write_mp4, write_png
-from tpokit_shapes_world.questions import (
-    MASK_MARKER,
-    REGION_MARKER,
-    TEMPORAL_MARKER,
-    QuestionAnswer,
-)
 from tpokit_shapes_world.scenes import Scene, SceneError, SceneOptions, make_scene, mask_rle
+from tpokit_shapes_world.turns import QuestionAnswer
 
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 _TRIES = 20

@@ -11,8 +11,8 @@ from tpokit import Sample
 from tpokit_shapes_world import source
 from tpokit_shapes_world.conversations import converse
 from tpokit_shapes_world.options import ShapesWorldOptions
-from tpokit_shapes_world.questions import QuestionAnswer
 from tpokit_shapes_world.scenes import Scene
+from tpokit_shapes_world.turns import QuestionAnswer
 
 
 class Drawn(NamedTuple):
