@@ -1,11 +1,14 @@
 """The combined loss and the cross-entropy over words and triggers."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tpokit import LossTerm, TrainingError
+from tpokit.batch import tensors_in
 from tpokit.losses import CombinedLoss, explain_non_finite, language_terms
 
 
@@ -73,3 +76,16 @@ def test_the_message_of_a_loss_that_is_not_finite_names_terms_and_samples():
     }
     text = explain_non_finite(terms, ("chat/3", "boxes/9"))
     assert text == "loss is not finite: a.x = nan; samples: chat/3, boxes/9"
+
+
+@dataclass(frozen=True)
+class Nested:
+    found: tuple
+    by_name: dict
+
+
+def test_all_tensors_of_a_prediction_are_found_whatever_holds_them():
+    """A head that idles takes part by all of them."""
+    a, b, c = (torch.full((1,), float(number)) for number in range(3))
+    prediction = (a, Nested(found=(b, None, 3, slice(0, 1)), by_name={"c": [c], "name": "x"}))
+    assert [float(tensor) for tensor in tensors_in(prediction)] == [0.0, 1.0, 2.0]

@@ -62,15 +62,13 @@ class TrackOptions(Options):
         return self
 
 
-class MevisOptions(TrackOptions):
-    """Options of the source ``mevis``.
+class ExpressionOptions(TrackOptions):
+    """Common to sets of expressions about folders of frames.
 
     Attributes:
-        folder: Of the split: ``meta_expressions.json``, ``mask_dict.json``, ``JPEGImages``.
+        folder: Of the split.
         labelled: Whether its masks are known; false for ``valid``, whose masks stay on a server.
-        rate: Frames a second. The set does not say: its videos are from many places. 6, that of
-            SA-V and Ref-YouTube-VOS, makes one speed of all of them; masks stay with their frames
-            whatever it is.
+        rate: Frames a second, of those that the set lists.
     """
 
     folder: Path
@@ -83,26 +81,26 @@ class MevisOptions(TrackOptions):
         return True
 
 
-class RefYoutubeVosOptions(TrackOptions):
+class MevisOptions(ExpressionOptions):
+    """Options of the source ``mevis``.
+
+    ``folder`` holds ``meta_expressions.json``, ``mask_dict.json`` and ``JPEGImages``. The set does
+    not say its ``rate``: its videos are from many places. 6, that of SA-V and Ref-YouTube-VOS,
+    makes one speed of all of them; masks stay with their frames whatever it is.
+    """
+
+
+class RefYoutubeVosOptions(ExpressionOptions):
     """Options of the source ``ref_youtube_vos``.
+
+    ``folder`` holds ``JPEGImages`` and ``Annotations``. ``rate`` is 6 for Ref-YouTube-VOS, also
+    where a folder has all frames of a video; 24 for Ref-DAVIS17.
 
     Attributes:
         annotations: ``meta_expressions.json`` of the split.
-        folder: Of the split: ``JPEGImages`` and ``Annotations``.
-        labelled: Whether its masks are known; false for ``valid`` of Ref-YouTube-VOS.
-        rate: Listed frames a second: 6 for Ref-YouTube-VOS, also where a folder has all frames of a
-            video; 24 for Ref-DAVIS17.
     """
 
     annotations: Path
-    folder: Path
-    labelled: bool = True
-    rate: float = Field(default=6.0, gt=0, allow_inf_nan=False)
-
-    @property
-    def refers(self) -> bool:
-        """Yes."""
-        return True
 
 
 class SavOptions(TrackOptions):
