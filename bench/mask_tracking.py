@@ -66,14 +66,14 @@ class Case:
         size: Name of a released SAM 2, or sizes of its own.
         checkpoint: File of weights; ``None``: random ones.
         objects: Boxes, one object each.
-        batch: Frames that ours encodes at once.
+        batch: Frames that ours encodes at once, if not the default.
         device: Where.
     """
 
     size: str | Sam2Sizes
     checkpoint: Path | None
     objects: int
-    batch: int
+    batch: int | None
     device: str
 
     def model(self) -> Sam2:
@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("--size", help="a released SAM 2; default: a tiny one of 128 pixels")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--objects", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=4, help="frames that ours encodes at once")
+    parser.add_argument("--batch", type=int, help="frames that ours encodes at once")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--lengths", type=int, nargs=2, default=[60, 600])
     parser.add_argument("--frames", type=int, default=60, help="of the timed video")

@@ -11,7 +11,14 @@ BENCH = Path(__file__).parent.parent / "bench"
 
 @pytest.mark.parametrize(
     "name",
-    ["bridge_overhead", "label_logits", "mask_tracking", "mask_training", "video_reading"],
+    [
+        "batch_transport",
+        "bridge_overhead",
+        "label_logits",
+        "mask_tracking",
+        "mask_training",
+        "video_reading",
+    ],
 )
 def test_a_bench_runs_at_small_size_and_prints_its_ratio(name, monkeypatch, capsys):
     """As a script, but in this process: importing the libraries would take most of the time."""

@@ -134,6 +134,18 @@ class Batch:
         pinned = {f.name: _pin(getattr(self, f.name)) for f in fields(self)}
         return replace(self, **pinned)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, as on its way from a data worker, it is one tensor (`tpokit.packing`)."""
+        from tpokit.packing import pack
+
+        return _unpacked, tuple(pack([getattr(self, field.name) for field in fields(self)]))
+
+
+def _unpacked(*parts: Any) -> Batch:
+    from tpokit.packing import Packed, unpack
+
+    return Batch(*unpack(Packed(*parts)))
+
 
 def moved(value: Any, device: Any, non_blocking: bool = False) -> Any:
     """The same tuples, lists and dicts with everything that has ``to`` on a device."""

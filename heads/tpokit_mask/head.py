@@ -209,7 +209,7 @@ class MaskHead(TaskHead):
         if not clips.media or context.targets is not None:  # idle, or it learns from the box
             return Prediction(tokens, boxes)
         media = [medium.media for medium in clips.media]
-        batch = options.sam2.encode_batch
+        batch = options.sam2.encode_batch or self.sam2.frames_at_once
         tracks = self.sam2.run(lambda: follow(self.sam2, media, tokens, options.tracking, batch))
         return Prediction(tokens, boxes, tracks=tuple(tracks))
 

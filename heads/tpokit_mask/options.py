@@ -32,7 +32,8 @@ class Sam2Options(Options):
             ``decoder`` (as in Sa2VA), or ``everything``.
         postprocessing: In inference, what sam2's own predictors do by default; see
             `tpokit_mask.sam2.build`.
-        encode_batch: Frames that go through the image encoder at once.
+        encode_batch: Frames that go through the image encoder at once; ``None``: as many as suit
+            their size and the device (`tpokit_mask.sam2_port.Sam2.frames_at_once`).
         cache: Folder in which features of a frozen encoder are kept, relative to the recipe; false:
             they are worked out anew each time. At 1024 pixels a frame takes 8 MB.
     """
@@ -42,7 +43,7 @@ class Sam2Options(Options):
     image_size: int | None = Field(default=None, ge=32)
     trained: Literal["nothing", "decoder", "everything"] = "nothing"
     postprocessing: bool = False
-    encode_batch: int = Field(default=8, ge=1)
+    encode_batch: int | None = Field(default=None, ge=1)
     cache: Path | Literal[False] = False
 
     @field_validator("size", mode="before")

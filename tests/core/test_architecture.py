@@ -52,6 +52,7 @@ LAYERS = [
         "problems",
         "atomic",
         "pretrained",
+        "packing",
     },
     {"types", "batch", "offers", "registry"},
     {"answers", "interfaces", "discovery", "layers", "losses"},

@@ -116,7 +116,17 @@ def loss_curves(
     columns = min(len(names), 3)
     lines = math.ceil(len(names) / columns)
     # A figure of its own draws by Agg and leaves pyplot's global state alone.
-    figure = Figure(figsize=(4.5 * columns, 3.0 * lines), layout="constrained")
+    # Margins in inches: with many panels a layout engine measures every label for seconds.
+    width, height = 4.5 * columns, 3.0 * lines
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(
+        left=0.7 / width,
+        right=1 - 0.2 / width,
+        bottom=0.5 / height,
+        top=1 - 0.4 / height,
+        wspace=0.25,
+        hspace=0.4,
+    )
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for name, panel in zip(names, panels, strict=False):
         _draw_term(panel, name, rows, boundaries)

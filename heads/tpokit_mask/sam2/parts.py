@@ -27,6 +27,9 @@ Result = TypeVar("Result")
 Trained = Literal["nothing", "decoder", "everything"]
 """Which parameters of SAM 2 learn: of none, of the mask decoder, of all."""
 
+_FRAMES_AT_ONCE = 8
+_PIXELS_ON_CPU = 8 * 256 * 256
+
 
 class Sam2(nn.Module):
     """SAM 2 for prompt tokens; see `tpokit_mask.sam2.build` for how one is made.
@@ -54,6 +57,17 @@ class Sam2(nn.Module):
         # of a parameter that never learns: those that do are moved with the head, before the rest
         device: torch.device = self.model.no_mem_pos_enc.device
         return device
+
+    @property
+    def frames_at_once(self) -> int:
+        """Images that the encoder had best take in one call.
+
+        Small ones side by side save calls. On a CPU large ones do not: their activations are beyond
+        its caches, and beyond what malloc hands out without fresh pages from the system.
+        """
+        if self.device.type != "cpu":
+            return _FRAMES_AT_ONCE
+        return min(_FRAMES_AT_ONCE, max(1, _PIXELS_ON_CPU // self.image_size**2))
 
     def set_trained(self, what: Trained) -> Self:
         """Say which parameters learn; gradients reach the tokens in any case."""
@@ -88,13 +102,13 @@ class Sam2(nn.Module):
         """What `run` calls with other weights in place."""
         return work()
 
-    def encode(self, images: Tensor, batch: int = 8) -> FeatureMaps:
+    def encode(self, images: Tensor, batch: int | None = None) -> FeatureMaps:
         """Features of images, without a graph if the image encoder is frozen.
 
         Args:
             images: uint8 ``[f, 3, S, S]`` RGB on any device (`resize_frames`), or float, already
                 normalised. They are brought to the device and made float one batch at a time.
-            batch: Images that are encoded at once.
+            batch: Images that are encoded at once, if not `frames_at_once`.
 
         Raises:
             TpokitError: Images of another shape.
@@ -106,17 +120,20 @@ class Sam2(nn.Module):
             )
         if not len(images):  # which its attention could not reshape
             return self.blank_maps(0)
-        maps = [self._encoded(part) for part in images.split(batch)]
+        maps = [self._encoded(part) for part in images.split(batch or self.frames_at_once)]
         return maps[0] if len(maps) == 1 else FeatureMaps(*map(torch.cat, zip(*maps, strict=True)))
 
-    def encode_each(self, images: Iterable[Tensor], batch: int = 4) -> Iterator[FeatureMaps]:
+    def encode_each(
+        self, images: Iterable[Tensor], batch: int | None = None
+    ) -> Iterator[FeatureMaps]:
         """Features of a stream of images, in order, one frame at a time: ``f = 1``.
 
         Args:
             images: Each uint8 ``[3, S, S]``; taken from the stream a batch ahead of use.
-            batch: Images that are encoded at once.
+            batch: Images that are encoded at once, if not `frames_at_once`.
         """
         stream = iter(images)
+        batch = batch or self.frames_at_once
         while ahead := list(islice(stream, batch)):
             maps = self.encode(torch.stack(ahead), batch)
             del ahead
