@@ -47,15 +47,14 @@ def segment(
     assert clips.still_frames is not None and clips.moving_frames is not None
     how = options.tracking
     found: list[tuple[Tensor, int, Masks]] = []
-    if len(stills):
-        masks = sam2.segment(
-            maps,
-            tokens[stills],
-            clips.still_frames,
-            three_masks=how.three_masks,
-            append=how.append,
-        )
-        found.append((stills, 0, masks.gated() if how.gated_loss else masks))
+    # on a CPU what suits the encoder suits decoder and losses as well
+    at_once = sam2.frames_at_once if sam2.device.type == "cpu" else max(1, len(stills))
+    for calls, frames in zip(stills.split(at_once), clips.still_frames.split(at_once), strict=True):
+        if len(calls):
+            masks = sam2.segment(
+                maps, tokens[calls], frames, three_masks=how.three_masks, append=how.append
+            )
+            found.append((calls, 0, masks.gated() if how.gated_loss else masks))
     if len(moving):
         tracking = tracking_of(how, for_losses=True)
         frames = track(sam2, maps, tokens[moving], clips.moving_frames, tracking)

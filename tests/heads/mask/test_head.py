@@ -70,6 +70,15 @@ def test_samples_side_by_side_are_as_one_by_one(tmp_path, samples):
         torch.testing.assert_close(side_by_side[name], grad, atol=2e-5, rtol=1e-4)
 
 
+def test_images_that_a_cpu_takes_one_by_one_are_as_side_by_side(tmp_path, samples, monkeypatch):
+    """Which it does with large ones."""
+    head, (together, apart) = make_head(tmp_path), (slots(4), slots(4))
+    total(train_step(head, samples, together)).backward()
+    monkeypatch.setattr(Sam2, "frames_at_once", 1)
+    total(train_step(head, samples, apart)).backward()
+    torch.testing.assert_close(apart.grad, together.grad, atol=2e-5, rtol=1e-4)
+
+
 def test_counts_follow_from_the_targets(tmp_path, samples):
     head = make_head(tmp_path)
     media, _ = samples[1]

@@ -101,6 +101,13 @@ def test_frames_encoded_in_batches_are_as_at_once():
         torch.testing.assert_close(batched, at_once)
 
 
+@pytest.mark.parametrize(("side", "frames"), [(128, 8), (256, 8), (512, 2), (1024, 1)])
+def test_on_a_cpu_the_larger_the_images_the_fewer_go_together(side, frames):
+    sam2 = tiny_sam2()
+    sam2.image_size = side
+    assert sam2.frames_at_once == frames
+
+
 def test_images_of_another_size_are_refused():
     with pytest.raises(
         tpokit.TpokitError, match=r"must be \[f, 3, 128, 128\], not \[2, 3, 64, 128\]"
