@@ -32,12 +32,12 @@ class Place(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A value with its tensors apart.
+    """A value with its tensors apart. It holds pickle: unpack only what you packed yourself.
 
     Attributes:
         rest: All else, pickled.
-        places: Of its tensors, in the order in which ``rest`` names them.
-        data: uint8; all of them.
+        places: Of its tensors, in the order in which ``rest`` names them; starts in bytes.
+        data: ``[bytes]`` uint8 on the CPU; all of them.
     """
 
     rest: bytes
