@@ -22,7 +22,15 @@ from tpokit.errors import (
     UsageError,
 )
 from tpokit.hookspecs import hookimpl
-from tpokit.specs import BackboneSpec, DrawingSpec, HeadSpec, MetricSpec, SourceSpec
+from tpokit.specs import (
+    BackboneSpec,
+    ConnectorSpec,
+    DrawingSpec,
+    HeadSpec,
+    MetricSpec,
+    SourceSpec,
+    WeightsSpec,
+)
 from tpokit.tokens import TaskTokens, TokenTable
 from tpokit.types import (
     Context,
@@ -44,13 +52,23 @@ if TYPE_CHECKING:
     from tpokit.checkpoints.store import load_model
     from tpokit.inference.predictor import Predictor, load
     from tpokit.interfaces import (
+        AddedProduct,
         Backbone,
+        BackboneWeightRules,
+        Connector,
+        ConnectorChoice,
+        ConnectorHost,
         DataSource,
         Drawing,
+        FeatureNeed,
         Host,
+        Instruction,
         Metric,
+        Place,
         Processor,
+        Published,
         TaskHead,
+        WeightRules,
     )
     from tpokit.model import TpoModel
     from tpokit.options import NoOptions, Options
@@ -59,31 +77,47 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "AddedProduct": "tpokit.interfaces",
     "Backbone": "tpokit.interfaces",
+    "BackboneWeightRules": "tpokit.interfaces",
+    "Connector": "tpokit.interfaces",
+    "ConnectorChoice": "tpokit.interfaces",
+    "ConnectorHost": "tpokit.interfaces",
     "DataSource": "tpokit.interfaces",
     "Drawing": "tpokit.interfaces",
+    "FeatureNeed": "tpokit.interfaces",
     "Host": "tpokit.interfaces",
+    "Instruction": "tpokit.interfaces",
     "Metric": "tpokit.interfaces",
     "NoOptions": "tpokit.options",
     "Options": "tpokit.options",
+    "Place": "tpokit.interfaces",
     "Predictor": "tpokit.inference.predictor",
     "Processor": "tpokit.interfaces",
+    "Published": "tpokit.interfaces",
     "Recipe": "tpokit.recipe",
     "TaskHead": "tpokit.interfaces",
     "TpoModel": "tpokit.model",
+    "WeightRules": "tpokit.interfaces",
     "load": "tpokit.inference.predictor",
     "load_model": "tpokit.checkpoints.store",
     "load_recipe": "tpokit.recipe",
 }
 
 __all__ = [
+    "AddedProduct",
     "Answer",
     "Backbone",
     "BackboneSpec",
+    "BackboneWeightRules",
     "Batch",
     "Box",
     "Call",
     "CheckpointError",
+    "Connector",
+    "ConnectorChoice",
+    "ConnectorHost",
+    "ConnectorSpec",
     "Context",
     "ContextNeed",
     "DataError",
@@ -91,9 +125,11 @@ __all__ = [
     "Drawing",
     "DrawingSpec",
     "Example",
+    "FeatureNeed",
     "Frames",
     "HeadSpec",
     "Host",
+    "Instruction",
     "LossTerm",
     "Media",
     "MediaInfo",
@@ -103,10 +139,12 @@ __all__ = [
     "NoOptions",
     "NoResult",
     "Options",
+    "Place",
     "PluginError",
     "Predictor",
     "Problem",
     "Processor",
+    "Published",
     "Recipe",
     "RecipeError",
     "Sample",
@@ -121,6 +159,8 @@ __all__ = [
     "Turn",
     "UsageError",
     "View",
+    "WeightRules",
+    "WeightsSpec",
     "Words",
     "hookimpl",
     "load",

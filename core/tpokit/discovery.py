@@ -22,7 +22,16 @@ import pluggy
 from tpokit import hookspecs
 from tpokit.near_misses import did_you_mean
 from tpokit.offers import Offer, Provider, State, import_reason, settle, state_of
-from tpokit.specs import BackboneSpec, DrawingSpec, HeadSpec, MetricSpec, SourceSpec, Spec
+from tpokit.specs import (
+    BackboneSpec,
+    ConnectorSpec,
+    DrawingSpec,
+    HeadSpec,
+    MetricSpec,
+    SourceSpec,
+    Spec,
+    WeightsSpec,
+)
 
 if TYPE_CHECKING:
     from tpokit.registry import Registry
@@ -31,10 +40,12 @@ GROUP = "tpokit"
 """Group of entry points by which an installed plugin is found."""
 HOOKS: Mapping[str, type[Spec]] = {
     "tpokit_backbones": BackboneSpec,
+    "tpokit_connectors": ConnectorSpec,
     "tpokit_heads": HeadSpec,
     "tpokit_sources": SourceSpec,
     "tpokit_metrics": MetricSpec,
     "tpokit_drawings": DrawingSpec,
+    "tpokit_weights": WeightsSpec,
 }
 """Every offering hook, in the order of calling, and what it returns."""
 

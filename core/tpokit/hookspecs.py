@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from tpokit.specs import BackboneSpec, DrawingSpec, HeadSpec, MetricSpec, SourceSpec
+    from tpokit.specs import (
+        BackboneSpec,
+        ConnectorSpec,
+        DrawingSpec,
+        HeadSpec,
+        MetricSpec,
+        SourceSpec,
+        WeightsSpec,
+    )
 
 hookspec = pluggy.HookspecMarker("tpokit")
 hookimpl = pluggy.HookimplMarker("tpokit")
@@ -34,7 +42,18 @@ def tpokit_backbones() -> Sequence[BackboneSpec]:
 
     :return: One spec for each class of models; which weights it loads is an option of the recipe.
 
-    Used by ``tpokit_llava_onevision``.
+    Used by ``tpokit_llava_onevision`` and ``tpokit_videochat2``.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def tpokit_connectors() -> Sequence[ConnectorSpec]:
+    """Offer connectors to ``backbone.connector`` of recipes.
+
+    :return: Specs; a connector works with every backbone whose spec says ``connectors=True``.
+
+    Used by ``tpokit_videochat2``.
     """
     raise NotImplementedError
 
@@ -82,5 +101,16 @@ def tpokit_drawings() -> Sequence[DrawingSpec]:
     :return: Specs; ``tpokit predict`` uses the one of each task that was called.
 
     Used by ``tpokit_region``.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def tpokit_weights() -> Sequence[WeightsSpec]:
+    """Offer rules for published weights to ``tpokit weights import`` and ``export``.
+
+    :return: Specs, one for each format and each backbone or head that has a part in it.
+
+    Used by ``tpokit_videochat2`` and ``tpokit_region``.
     """
     raise NotImplementedError

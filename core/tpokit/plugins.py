@@ -24,10 +24,12 @@ KINDS = tuple(spec_type.kind for spec_type in HOOKS.values())
 """Kinds of things that plugins offer, in the order of listings."""
 _INTERFACES = {
     "backbone": "Backbone",
+    "connector": "Connector",
     "head": "TaskHead",
     "source": "DataSource",
     "metric": "Metric",
     "drawing": "Drawing",
+    "weights": "WeightRules",
 }
 
 

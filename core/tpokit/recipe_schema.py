@@ -65,11 +65,19 @@ class Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class BackboneEntry(Entry):
-    """``backbone:``: which plugin, and its own options."""
+class ConnectorEntry(Entry):
+    """``backbone.connector:``: which plugin, and its own options."""
 
     plugin: str
     options: dict[str, Any] = {}
+
+
+class BackboneEntry(Entry):
+    """``backbone:``: which plugin, its own options, and a connector in place of its own."""
+
+    plugin: str
+    options: dict[str, Any] = {}
+    connector: ConnectorEntry | None = None
 
 
 class HeadEntry(Entry):

@@ -14,10 +14,12 @@ from tpokit.strict_yaml import read_yaml_mapping
 
 SECTIONS = {
     "backbones": "backbone",
+    "connectors": "connector",
     "heads": "head",
     "sources": "source",
     "metrics": "metric",
     "drawings": "drawing",
+    "weights": "weights",
 }
 """Section of the file to kind of spec."""
 
@@ -66,10 +68,12 @@ class Registry(_Entry):
 
     version: Literal[1]
     backbones: dict[str, Wanted] = Field(default_factory=dict)
+    connectors: dict[str, Wanted] = Field(default_factory=dict)
     heads: dict[str, Wanted] = Field(default_factory=dict)
     sources: dict[str, Wanted] = Field(default_factory=dict)
     metrics: dict[str, Wanted] = Field(default_factory=dict)
     drawings: dict[str, Wanted] = Field(default_factory=dict)
+    weights: dict[str, Wanted] = Field(default_factory=dict)
     plugins: tuple[LocalFile, ...] = ()
     block: tuple[str, ...] = ()
 

@@ -60,9 +60,22 @@ class HeadSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec(Spec):
-    """A `tpokit.Backbone`."""
+    """A `tpokit.Backbone`.
+
+    Attributes:
+        connectors: Whether a recipe may put another connector in place of its own.
+    """
 
     kind: ClassVar[str] = "backbone"
+
+    connectors: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectorSpec(Spec):
+    """A `tpokit.Connector`."""
+
+    kind: ClassVar[str] = "connector"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,3 +110,21 @@ class DrawingSpec(Spec):
     kind: ClassVar[str] = "drawing"
 
     task: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSpec(Spec):
+    """A `tpokit.WeightRules`: how weights that somebody published become those of a plugin.
+
+    Attributes:
+        format: How the whole model is published, such as ``videochat_tpo``; shared by the rules of
+            all plugins that have a part in it.
+        of: ``backbone`` or ``head``.
+        plugin: Name of that backbone or head.
+    """
+
+    kind: ClassVar[str] = "weights"
+
+    format: str
+    of: str
+    plugin: str

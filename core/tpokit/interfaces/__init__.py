@@ -1,12 +1,44 @@
 """What a plugin subclasses.
 
-`TaskHead`, `Backbone` with its `Processor`, `DataSource`, `Metric`, `Drawing`. Ours use nothing
-that is not here.
+`TaskHead`, `Backbone` with its `Processor`, `Connector`, `DataSource`, `Metric`, `Drawing`,
+`WeightRules`. Ours use nothing that is not here.
 """
 
 from tpokit.interfaces.backbones import Backbone, Processor
+from tpokit.interfaces.connectors import (
+    Connector,
+    ConnectorChoice,
+    ConnectorHost,
+    FeatureNeed,
+    Instruction,
+)
 from tpokit.interfaces.heads import Host, TaskHead
 from tpokit.interfaces.results import Drawing, Metric
 from tpokit.interfaces.sources import DataSource
+from tpokit.interfaces.weights import (
+    AddedProduct,
+    BackboneWeightRules,
+    Place,
+    Published,
+    WeightRules,
+)
 
-__all__ = ["Backbone", "DataSource", "Drawing", "Host", "Metric", "Processor", "TaskHead"]
+__all__ = [
+    "AddedProduct",
+    "Backbone",
+    "BackboneWeightRules",
+    "Connector",
+    "ConnectorChoice",
+    "ConnectorHost",
+    "DataSource",
+    "Drawing",
+    "FeatureNeed",
+    "Host",
+    "Instruction",
+    "Metric",
+    "Place",
+    "Processor",
+    "Published",
+    "TaskHead",
+    "WeightRules",
+]
