@@ -64,9 +64,15 @@ def is_lora(name: str) -> bool:
 
 def merge_lora(model: nn.Module) -> None:
     """Add the adapters to their layers and take them away, in place."""
-    for name, layer in list(lora_layers(model)):
+    for _, layer in lora_layers(model):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns of rounding when merging; asked for here
             layer.merge()
+    remove_lora(model)
+
+
+def remove_lora(model: nn.Module) -> None:
+    """Take the adapters away and leave their layers as they are, in place."""
+    for name, layer in list(lora_layers(model)):
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.get_base_layer())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from tpokit.batch import Batch, ContextIndex, GivenIndex, tensors_in
 from tpokit.bridge import TaskTokenBridge
-from tpokit.interfaces import Backbone, Host, TaskHead
+from tpokit.interfaces import Backbone, ConnectorChoice, Host, TaskHead
 from tpokit.losses import language_terms
 from tpokit.tokens import TokenTable
 from tpokit.types import Context, Frames, LossTerm, Words
@@ -42,9 +43,8 @@ class TpoModel(nn.Module):
         self.heads = nn.ModuleDict({task: heads[task] for task in sorted(heads)})
         self.tokens = tokens
         with torch.no_grad():
-            scale = float(
-                backbone.embed_ids(torch.arange(min(backbone.rows, 1024))[None]).float().std()
-            )
+            words = backbone.embed_ids(torch.arange(min(backbone.rows, 1024))[None])
+        scale = 1.0 if words.is_meta else float(words.float().std())  # empty weights have no size
         self.bridge = TaskTokenBridge(tokens, backbone.width, scale)
         self.trained_tasks: frozenset[str] = frozenset(heads)
         self.alike = False
@@ -142,6 +142,25 @@ def positions_of(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def build_backbone(recipe: Any, plugins: Any, folder: Path | None = None) -> Backbone:
+    """The backbone of a recipe, with the connector that the recipe puts into it.
+
+    Args:
+        recipe: A `tpokit.Recipe`.
+        plugins: Where its names are looked up.
+        folder: Where relative paths in options start; default: the recipe's own.
+    """
+    spec = plugins.spec("backbone", recipe.backbone.plugin)
+    options = plugins.options(spec, recipe.backbone.options)
+    arguments = [options, recipe.folder if folder is None else folder]
+    if recipe.backbone.connector is not None:
+        chosen = plugins.spec("connector", recipe.backbone.connector.plugin)
+        choice = plugins.options(chosen, recipe.backbone.connector.options)
+        arguments.append(ConnectorChoice(plugins.factory(chosen), choice))
+    backbone: Backbone = plugins.factory(spec).build(*arguments)
+    return backbone
+
+
 def build_model(recipe: Any, plugins: Any) -> TpoModel:
     """The model of a recipe with fresh heads, bridge and (if any) random weights, drawn from the
     recipe's seed.
@@ -152,10 +171,7 @@ def build_model(recipe: Any, plugins: Any) -> TpoModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        spec = plugins.spec("backbone", recipe.backbone.plugin)
-        backbone = plugins.factory(spec).build(
-            plugins.options(spec, recipe.backbone.options), recipe.folder
-        )
+        backbone = build_backbone(recipe, plugins)
         heads: dict[str, TaskHead] = {}
         for task, entry in sorted(recipe.heads.items()):
             head_spec = plugins.spec("head", entry.plugin)

@@ -6,17 +6,17 @@ task.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from tpokit.errors import TpokitError, UsageError
 from tpokit.lora import add_lora, has_lora, is_lora, merge_lora
 from tpokit.model import TpoModel
-
-Mode = Literal["full", "lora", "frozen"]
+from tpokit.recipe_schema import BACKBONE_PARTS, Mode
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,13 @@ def part_of_parameters(model: TpoModel) -> dict[str, str]:
     return {name: part for name, part in names.items() if part is not None}
 
 
-def set_modes(model: TpoModel, modes: Mapping[str, Mode], lora: Any, seed: int) -> None:
+def set_modes(
+    model: TpoModel,
+    modes: Mapping[str, Mode],
+    lora: Any,
+    seed: int,
+    patterns: Mapping[str, str] | None = None,
+) -> None:
     """Make a model ready for a stage: adapters, what requires a gradient, which task losses are
     taken.
 
@@ -73,9 +79,11 @@ def set_modes(model: TpoModel, modes: Mapping[str, Mode], lora: Any, seed: int) 
         modes: Part to mode; one that is not named is frozen.
         lora: ``rank``, ``alpha`` and ``dropout`` of adapters.
         seed: Of fresh adapters.
+        patterns: Part to a regular expression; of such a part only parameters with a match in
+            their name, as its owner calls them, are trained.
 
     Raises:
-        UsageError: ``lora`` on a part that has no target layers.
+        UsageError: ``lora`` on a part that has no target layers, or a pattern that matches nothing.
     """
     for part, mode in modes.items():
         if mode == "lora" and part != "llm":
@@ -86,14 +94,32 @@ def set_modes(model: TpoModel, modes: Mapping[str, Mode], lora: Any, seed: int) 
         )
     elif modes.get("llm") == "full" and has_lora(model.backbone):
         merge_lora(model.backbone)  # a full stage goes on from what the adapters had learnt
-    for (name, parameter), part in zip(
-        model.named_parameters(), part_of_parameters(model).values(), strict=True
-    ):
+    owners = part_of_parameters(model)
+    chosen = {part: _matching(owners, part, pattern) for part, pattern in (patterns or {}).items()}
+    for name, parameter in model.named_parameters():
+        part = owners[name]
         mode = modes.get(part, "frozen")
-        parameter.requires_grad_(mode == "full" or (mode == "lora" and is_lora(name)))
+        full = mode == "full" and name in chosen.get(part, owners)
+        parameter.requires_grad_(full or (mode == "lora" and is_lora(name)))
     model.trained_tasks = frozenset(
         task for task in model.heads if modes.get(task, "frozen") != "frozen"
     )
+
+
+def _matching(owners: Mapping[str, str], part: str, pattern: str) -> set[str]:
+    """Full names of the parameters of a part that a pattern matches."""
+    start = {part: f"heads.{part}.", "bridge": "bridge."} | dict.fromkeys(
+        BACKBONE_PARTS, "backbone."
+    )
+    short = {name: name.removeprefix(start[part]) for name, p in owners.items() if p == part}
+    found = {name for name, seen in short.items() if re.search(pattern, seen)}
+    if not found:
+        some = list(short.values())[:: max(1, len(short) // 4)]
+        raise UsageError(
+            f"train.{part}.only: {pattern!r} matches no parameter of {part!r}; "
+            f"some of its {len(short)} are {', '.join(some)}"
+        )
+    return found
 
 
 def part_table(

@@ -1,4 +1,4 @@
-"""Folders of pretrained models of transformers, whose loading plugins share.
+"""Folders of pretrained models, whose loading plugins share, and which weights are in them.
 
 A folder, a folder inside a package and a repository of the hub all become one local folder first;
 from there on there is one way. No code of a checkpoint is ever run.
@@ -6,20 +6,25 @@ from there on there is one way. No code of a checkpoint is ever run.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from tpokit.errors import UsageError
 
 PACKAGE = "package://"
 """Before the name of a package and a folder in it."""
+_HASHED_WHOLE = 256 * 2**20  # bytes; larger files are hashed in samples
+_SAMPLE = 2**20  # bytes
 _REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -93,3 +98,42 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bar:
             transformers_logging.enable_progress_bar()
+
+
+# ---- which weights these are ----
+
+
+def hash_of_files(files: list[Path]) -> str:
+    """SHA-256 over names and contents of weight files, as hexadecimal digits.
+
+    A file of up to 256 MiB goes in whole; of a larger one its size, its header (names, shapes and
+    places of all tensors) and its first and last MiB of data, so that a model of many gigabytes is
+    named in moments.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as stream:
+            if size <= _HASHED_WHOLE:
+                while block := stream.read(_SAMPLE):
+                    digest.update(block)
+                continue
+            length = stream.read(8)
+            digest.update(length + stream.read(struct.unpack("<Q", length)[0]))
+            digest.update(stream.read(_SAMPLE))
+            stream.seek(size - _SAMPLE)
+            digest.update(stream.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def hash_of_random(description: str, model: nn.Module) -> str:
+    """Name of random weights: ``random:`` and SHA-256 over a description (such as a configuration)
+    and the first numbers of each parameter, so that another seed is another base.
+    """
+    digest = hashlib.sha256(description.encode())
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        if not parameter.is_meta:  # a model that is built empty has no numbers
+            digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return f"random:{digest.hexdigest()}"

@@ -11,38 +11,50 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tpokit.errors import Problem, RecipeError
+from tpokit.errors import Problem, RecipeError, UsageError
 from tpokit.plugins import Plugins
 from tpokit.problems import check, valid_parts
-from tpokit.recipe_checks import cross_problems, plugin_problems, resolve
+from tpokit.recipe_checks import (
+    cross_problems,
+    plugin_problems,
+    resolve,
+    training_problems,
+)
 from tpokit.recipe_files import apply_overrides
 from tpokit.recipe_schema import (
     SCHEMA,
     BackboneEntry,
     DataEntry,
+    DecodingEntry,
     EvaluateEntry,
     HeadEntry,
     LoraEntry,
     Mode,
     Recipe,
     RunEntry,
+    SlotOrder,
     StageEntry,
     TaskLoss,
+    TrainEntry,
 )
 from tpokit.strict_yaml import as_mapping, read_yaml, read_yaml_mapping
 
 __all__ = [
     "BackboneEntry",
     "DataEntry",
+    "DecodingEntry",
     "EvaluateEntry",
     "HeadEntry",
     "LoraEntry",
     "Mode",
     "Recipe",
     "RunEntry",
+    "SlotOrder",
     "StageEntry",
     "TaskLoss",
+    "TrainEntry",
     "difference",
+    "evaluation_recipe",
     "load_recipe",
     "open_recipe",
     "parse_recipe",
@@ -50,10 +62,14 @@ __all__ = [
 
 _FREE = ("run.workers", "run.log_every", "run.threads", "run.bad_samples")
 """What may differ between a run and its resumption: none of it changes a result."""
+_EVALUATION_SECTIONS = ("data", "evaluate")
 
 
 def load_recipe(
-    path: Path | str, overrides: Sequence[str] = (), plugins: Plugins | None = None
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    plugins: Plugins | None = None,
+    model_only: bool = False,
 ) -> Recipe:
     """Read a recipe.
 
@@ -62,6 +78,7 @@ def load_recipe(
         overrides: ``path=value`` each, as for ``--set``.
         plugins: With them plugins and their options are checked too, and the recipe comes back
             resolved: every option and loss weight written out.
+        model_only: Take the recipe of a saved model, which need not say how to train.
 
     Raises:
         RecipeError: It has problems; all of them are named.
@@ -69,7 +86,7 @@ def load_recipe(
     """
     path = Path(path)
     plain = read_yaml_mapping(path, "recipe")
-    return parse_recipe(plain, str(path), path.parent, overrides, plugins)
+    return parse_recipe(plain, str(path), path.parent, overrides, plugins, model_only)
 
 
 def open_recipe(
@@ -106,6 +123,7 @@ def parse_recipe(
     folder: Path = Path(),
     overrides: Sequence[str] = (),
     plugins: Plugins | None = None,
+    model_only: bool = False,
 ) -> Recipe:
     """A recipe from a YAML text or from plain data.
 
@@ -114,7 +132,7 @@ def parse_recipe(
         origin: Where it comes from, for messages.
         folder: Relative paths start here, unless the recipe has a ``folder:`` of its own (then that
             is relative to this one).
-        overrides, plugins: As for `load_recipe`.
+        overrides, plugins, model_only: As for `load_recipe`.
 
     Raises:
         RecipeError: It has problems; all of them are named.
@@ -130,6 +148,7 @@ def parse_recipe(
     folder = _folder(plain, folder)
     plain.pop("folder", None)
     plain = {key: value for key, value in plain.items() if value is not None}  # an empty section
+    problems += [] if model_only else training_problems(plain)
     problems += check(Recipe, plain)
     draft = valid_parts(Recipe, plain)
     problems += cross_problems(draft)
@@ -142,6 +161,37 @@ def parse_recipe(
         recipe = resolve(recipe, plugins)
     recipe._folder = folder
     return recipe
+
+
+def evaluation_recipe(
+    model: Recipe, path: Path, overrides: Sequence[str], plugins: Plugins
+) -> Recipe:
+    """The recipe of a saved model with the data and the ``evaluate:`` section of another recipe.
+
+    Args:
+        model: Of the saved model.
+        path: The other recipe; relative paths of its data start where it lies. All its other
+            sections are ignored.
+        overrides: ``path=value`` each, as for ``--set``; they change the outcome.
+        plugins: With which both are checked.
+
+    Raises:
+        RecipeError: The two sections have problems; all of them are named.
+        UsageError: There is no such file, it is not YAML, or lacks one of the sections.
+    """
+    plain = read_yaml_mapping(path, "recipe")
+    for section in _EVALUATION_SECTIONS:
+        if not plain.get(section):
+            raise UsageError(f"{path} has no {section}: section, on which a model could be scored")
+    taken = {key: plain.get(key) for key in ("recipe", "folder", *_EVALUATION_SECTIONS)}
+    registry = model.registry_path
+    own = {
+        **model.resolved(),
+        "registry": None if registry is None else str(registry.resolve()),
+        "init_from": None,
+        "stages": None,
+    }
+    return parse_recipe({**own, **taken}, str(path), path.parent, overrides, plugins, True)
 
 
 def _wrong_schema(found: Any) -> Problem:

@@ -16,8 +16,10 @@ from tpokit.plugins import Plugins
 from tpokit.problems import check
 from tpokit.recipe_schema import (
     PARTS,
+    TRAINING_SECTIONS,
     WORD_TERMS,
     BackboneEntry,
+    ConnectorEntry,
     DataEntry,
     HeadEntry,
     LossSection,
@@ -27,7 +29,16 @@ from tpokit.recipe_schema import (
 )
 from tpokit.specs import HeadSpec, Spec
 
-_Named = TypeVar("_Named", BackboneEntry, HeadEntry, DataEntry)
+_Named = TypeVar("_Named", BackboneEntry, ConnectorEntry, HeadEntry, DataEntry)
+
+
+def training_problems(plain: Mapping[str, Any]) -> Iterator[Problem]:
+    """What a recipe lacks that is to be trained; ``plain`` is the recipe as it was read."""
+    for section in TRAINING_SECTIONS:
+        if section not in plain:
+            yield Problem(section, "must be given")
+        elif plain[section] in ({}, []):
+            yield Problem(section, "must not be empty")
 
 
 def cross_problems(draft: Recipe) -> Iterator[Problem]:
@@ -75,13 +86,15 @@ def _stage_problems(draft: Recipe, index: int, stage: StageEntry) -> Iterator[Pr
     yield from _loss_problems(stage.loss, tasks, f"{path}.loss")
     if stage.train is None:
         return
-    for part, mode in stage.train.items():
+    for part, mode in stage.modes.items():
         yield from _known(f"{path}.train.{part}", "part", part, [*PARTS, *tasks])
         if mode == "lora" and part != "llm":
             yield Problem(
                 f"{path}.train.{part}", "only llm can be trained with lora; full or frozen"
             )
-    trained = {part for part, mode in stage.train.items() if mode != "frozen"}
+        if mode != "full" and part in stage.patterns:
+            yield Problem(f"{path}.train.{part}.only", f"goes with mode full, not with {mode}")
+    trained = {part for part, mode in stage.modes.items() if mode != "frozen"}
     if stage.train and not trained:
         yield Problem(f"{path}.train", "every part is frozen, so the stage trains nothing")
     yield from _rate_problems(stage, trained, f"{path}.learning_rate")
@@ -101,9 +114,11 @@ def _rate_problems(stage: StageEntry, trained: set[str], path: str) -> Iterator[
 
 def _bridge_problems(draft: Recipe, index: int, heads: set[str], path: str) -> Iterator[Problem]:
     """A head learns from slots; while nothing has trained those, it would learn from noise."""
+    if draft.init_from is not None:
+        return
     so_far = (draft.stages or ())[: index + 1]
     unknown = any(stage is None or stage.train is None for stage in so_far)
-    if unknown or any((stage.train.get("bridge") or "frozen") != "frozen" for stage in so_far):
+    if unknown or any((stage.modes.get("bridge") or "frozen") != "frozen" for stage in so_far):
         return
     for task in sorted(heads):
         yield Problem(
@@ -119,6 +134,7 @@ def plugin_problems(draft: Recipe, plugins: Plugins) -> Iterator[Problem]:
     """Names that are not there, options that are wrong, weights of terms that a head has not."""
     if draft.backbone is not None:
         yield from _entry_problems(plugins, "backbone", draft.backbone, "backbone")
+        yield from _connector_problems(plugins, draft.backbone)
     for task, head in (draft.heads or {}).items():
         if head is not None:
             yield from _entry_problems(plugins, "head", head, f"heads.{task}", task)
@@ -135,10 +151,23 @@ def plugin_problems(draft: Recipe, plugins: Plugins) -> Iterator[Problem]:
                 yield from _term_problems(specs[task], entry, f"{path}.{task}")
 
 
+def _connector_problems(plugins: Plugins, backbone: BackboneEntry) -> Iterator[Problem]:
+    if backbone.connector is None:
+        return
+    yield from _entry_problems(plugins, "connector", backbone.connector, "backbone.connector")
+    if backbone.plugin in plugins.names("backbone"):
+        spec = plugins.spec("backbone", backbone.plugin)
+        if not getattr(spec, "connectors", False):
+            yield Problem(
+                "backbone.connector",
+                f"backbone {backbone.plugin!r} takes no other connector than its own",
+            )
+
+
 def _entry_problems(
     plugins: Plugins,
     kind: str,
-    entry: BackboneEntry | HeadEntry | DataEntry,
+    entry: BackboneEntry | ConnectorEntry | HeadEntry | DataEntry,
     path: str,
     task: str | None = None,
 ) -> Iterator[Problem]:
@@ -209,6 +238,10 @@ def resolve(recipe: Recipe, plugins: Plugins) -> Recipe:
     backbone = _with_options(
         recipe.backbone, plugins.spec("backbone", recipe.backbone.plugin), plugins
     )
+    if recipe.backbone.connector is not None:
+        chosen = plugins.spec("connector", recipe.backbone.connector.plugin)
+        connector = _with_options(recipe.backbone.connector, chosen, plugins)
+        backbone = backbone.model_copy(update={"connector": connector})
     heads = {task: _with_options(recipe.heads[task], spec, plugins) for task, spec in specs.items()}
     data = {
         name: _with_options(entry, plugins.spec("source", entry.source), plugins)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,10 +27,13 @@ BACKBONE_PARTS = ("vision", "connector", "llm")
 """Parts of every backbone."""
 PARTS = (*BACKBONE_PARTS, "bridge")
 """Parts of every model besides its heads."""
+TRAINING_SECTIONS = ("output", "data", "stages")
+"""Sections that a recipe must have to be trained; the recipe of a saved model may lack them."""
 WORD_TERMS = ("language", "assign")
 """Loss terms of every model besides those of its heads."""
 
 Mode = Literal["full", "lora", "frozen"]
+SlotOrder = Literal["after_trigger", "before_trigger"]
 
 
 def _no_truth(value: Any) -> Any:
@@ -37,6 +41,14 @@ def _no_truth(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a number")  # noqa: TRY004 - pydantic reports only this
     return value
+
+
+def _is_expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as cause:
+        raise ValueError(f"{text!r} is no regular expression: {cause}") from cause
+    return text
 
 
 def _adds_up(mix: dict[str, float]) -> dict[str, float]:
@@ -53,6 +65,7 @@ Share = Annotated[Number, Field(ge=0, le=1)]
 Whole = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
 Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Expression = Annotated[str, Field(min_length=1), AfterValidator(_is_expression)]
 
 
 def _one_or_many(value: Any) -> str:
@@ -127,6 +140,27 @@ class TaskLoss(BaseModel):
         return dict(self.__pydantic_extra__)
 
 
+class TrainEntry(Entry):
+    """One line of ``train:``, written out: a part of which only some parameters are trained.
+
+    Attributes:
+        mode: As for a whole part.
+        only: Regular expression; parameters of the part with a match in their name
+            (``re.search``) are trained, the others are frozen. A name is as seen from the backbone
+            for its parts, from the head for a head, from the bridge for the bridge.
+    """
+
+    mode: Mode
+    only: Expression
+
+
+TrainSection = dict[
+    str,
+    Annotated[
+        Annotated[Mode, Tag("<one>")] | Annotated[TrainEntry, Tag("<many>")],
+        Discriminator(_one_or_many),
+    ],
+]
 LossSection = dict[
     str,
     Annotated[
@@ -145,7 +179,7 @@ class StageEntry(Entry):
 
     Attributes:
         name: Names its folder.
-        train: Part to mode; a part that is not named is frozen.
+        train: Part to mode, or to mode and names; a part that is not named is frozen.
         learning_rate: Peak rate, one for all trained parts or one for each.
         mix: Data entry to its share of the samples; adds up to 1.
         samples_per_step: Over all devices, gradient accumulation included.
@@ -158,7 +192,7 @@ class StageEntry(Entry):
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
-    train: Annotated[dict[str, Mode], Field(min_length=1)]
+    train: Annotated[TrainSection, Field(min_length=1)]
     learning_rate: RateSection
     mix: Annotated[dict[str, Rate], Field(min_length=1), AfterValidator(_adds_up)]
     samples_per_step: Count
@@ -168,6 +202,32 @@ class StageEntry(Entry):
     weight_decay: Weight = 0.0
     clip: Weight = 1.0
     loss: LossSection = {}
+
+    @property
+    def modes(self) -> dict[str, Mode]:
+        """What the stage does with each part that it names."""
+        return {
+            part: entry.mode if isinstance(entry, TrainEntry) else entry
+            for part, entry in self.train.items()
+        }
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """Part to the regular expression for its trained parameters, if it is trained in part."""
+        return {
+            part: entry.only for part, entry in self.train.items() if isinstance(entry, TrainEntry)
+        }
+
+
+class DecodingEntry(Entry):
+    """``decoding:``: how answers are written.
+
+    Attributes:
+        slots: When a head's slots are fed: ``after_trigger``, as in training, or
+            ``before_trigger``, as the released code does, which forgets them again.
+    """
+
+    slots: SlotOrder = "after_trigger"
 
 
 class EvaluateEntry(Entry):
@@ -217,19 +277,25 @@ class RunEntry(Entry):
 
 
 class Recipe(Entry):
-    """A whole recipe; made by `tpokit.load_recipe`, which resolves and checks it."""
+    """A whole recipe; made by `tpokit.load_recipe`, which resolves and checks it.
+
+    The sections in `TRAINING_SECTIONS` have defaults because the recipe of a saved model may lack
+    them; one that is trained must have them.
+    """
 
     recipe: Literal[1]
     name: Annotated[str, Field(min_length=1)]
     seed: Whole = 0
     registry: Path | None = None
-    output: Path
+    output: Path = Path("run")
+    init_from: Path | None = None
     backbone: BackboneEntry
     heads: dict[Name, HeadEntry] = {}
-    data: Annotated[dict[Name, DataEntry], Field(min_length=1)]
+    data: dict[Name, DataEntry] = {}
     loss: LossSection = {}
     lora: LoraEntry = LoraEntry()
-    stages: Annotated[tuple[StageEntry, ...], Field(min_length=1)]
+    stages: tuple[StageEntry, ...] = ()
+    decoding: DecodingEntry = DecodingEntry()
     evaluate: EvaluateEntry | None = None
     run: RunEntry = RunEntry()
 
@@ -245,6 +311,11 @@ class Recipe(Entry):
         """The registry file that the recipe names."""
         return None if self.registry is None else self.folder / self.registry
 
+    @property
+    def init_path(self) -> Path | None:
+        """The saved model whose weights the first stage starts from."""
+        return None if self.init_from is None else self.folder / self.init_from
+
     def stage(self, name: str) -> StageEntry:
         """The stage of that name.
 
@@ -259,13 +330,13 @@ class Recipe(Entry):
 
     def modes(self, stage: StageEntry | str) -> dict[str, Mode]:
         """What a stage does with each part that it names."""
-        return dict(self._of(stage).train)
+        return self._of(stage).modes
 
     def rates(self, stage: StageEntry | str) -> dict[str, float]:
         """Peak learning rate of each part that a stage trains."""
         entry = self._of(stage)
         rate = entry.learning_rate
-        trained = [part for part, mode in entry.train.items() if mode != "frozen"]
+        trained = [part for part, mode in entry.modes.items() if mode != "frozen"]
         return {part: rate[part] if isinstance(rate, dict) else rate for part in trained}
 
     def loss_weights(self, stage: StageEntry | str) -> dict[str, float]:

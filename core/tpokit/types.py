@@ -95,14 +95,22 @@ class MediaNeed:
     """What a consumer (the backbone, a head) wants of a video; an image is always one frame.
 
     Attributes:
-        frames: That many frames, each from the middle of one of as many equal parts; or
+        frames: That many frames, each from one of as many equal parts; or
         rate: that many frames a second, at most ``frames_max``.
         frames_max: Upper limit with ``rate``.
+        pick: When in each part: in its ``middle``, or at a ``random`` time of it, in training only;
+            inference always takes the middle.
+        short: With ``frames``, where a wanted frame is the same as the one before. ``repeat``: it
+            is given again; so a video of fewer frames gives as many as wanted. ``fewer``: each is
+            given once. ``error``: as ``repeat``, but a part of a video that has fewer frames than
+            wanted cannot be read; a plugin calls the option for this ``short_videos``.
     """
 
     frames: int | None = None
     rate: float | None = None
     frames_max: int = 64
+    pick: Literal["middle", "random"] = "middle"
+    short: Literal["repeat", "fewer", "error"] = "repeat"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from tpokit.data.boxes import Corners, read_box
 from tpokit.errors import DataError
 from tpokit.types import MediaInfo
 from tpokit_mask.mask_specs import MASK_FORMS, MaskSpec, is_number, read_mask_spec, short
+from tpokit_mask.options import BoxOfMask
+from tpokit_mask.outer_box import outer_boxes
 from tpokit_mask.results import FrameResult, MaskTrack, frame_result, tight_box_px
 from tpokit_mask.run_lengths import Bools
 
@@ -83,9 +85,13 @@ class MaskTarget:
             raise DataError(f"{where}: the mask is empty, but there is a box; which is right?")
         return found
 
-    def box(self, index: int) -> Corners | None:
-        """The box of an annotated frame as fractions: the given one, else the tight one around the
-        mask; ``None``: not visible.
+    def box(self, index: int, drawn: BoxOfMask = "tight") -> Corners | None:
+        """The box of an annotated frame as fractions: the given one, else that of the mask;
+        ``None``: not visible.
+
+        Args:
+            index: Of the frame.
+            drawn: How a box is drawn around a mask; ``outer``: see `tpokit_mask.outer_box`.
 
         Raises:
             DataError: As in `mask`.
@@ -93,6 +99,9 @@ class MaskTarget:
         if self.frames[index].box is not None:
             return self.frames[index].box
         mask = self.mask(index)
+        if mask is not None and drawn == "outer":
+            x0, y0, x1, y1 = outer_boxes(mask[None])[0].tolist()
+            return None if x0 < 0 else (x0, y0, x1, y1)
         corners_px = None if mask is None else tight_box_px(mask)
         if corners_px is None:
             return None

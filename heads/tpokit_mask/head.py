@@ -163,7 +163,8 @@ class MaskHead(TaskHead):
         truth = read_annotation(annotation, seen.info[0], seen.where, self.host.folder)
         if seen.prepared is None:
             return CallTarget(truth)
-        return at_frames(truth, seen.prepared.times_s, self._loss_side)
+        drawn = self.options.box_of_mask
+        return at_frames(truth, seen.prepared.times_s, self._loss_side, drawn)
 
     def read_given(self, annotation: Any, seen: Seen) -> Corners:
         """A box in a question; see `tpokit.data.boxes.read_box`."""

@@ -16,6 +16,7 @@ RANDOM = "random"
 """In place of a checkpoint: random weights, for tests and for training from nothing."""
 
 
+BoxOfMask = Literal["tight", "outer"]
 BOX_TOKENS = 3
 """Prompt tokens that stand for a box in SAM 2."""
 
@@ -113,6 +114,9 @@ class MaskOptions(Options):
             then no frame is looked at in training, and the terms of the masks are 0.
         loss_side: Side in pixels at which masks are compared in the losses; default that of the
             images, as in SAM 2. Less of it saves time and memory.
+        box_of_mask: How the box of an object is drawn around its mask where the data give none, for
+            the terms of the box: ``tight``, or ``outer`` as in the release, a pixel wider on each
+            side.
         given: Whether a question can hold a box (``<mask>`` in the question).
         given_hidden: Width of the hidden layer that encodes it; default half that of the backbone.
         tracking: How objects are followed.
@@ -126,6 +130,7 @@ class MaskOptions(Options):
     frames: int = Field(default=8, ge=1, le=64)
     learn: Literal["masks", "box"] = "masks"
     loss_side: int | None = Field(default=None, ge=8)
+    box_of_mask: BoxOfMask = "tight"
     given: bool = True
     given_hidden: int | None = Field(default=None, ge=1)
     tracking: TrackingOptions = TrackingOptions()

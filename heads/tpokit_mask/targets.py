@@ -17,6 +17,7 @@ from torch.nn import functional
 from tpokit.data.boxes import Corners
 from tpokit.errors import DataError
 from tpokit_mask.annotations import MaskTarget
+from tpokit_mask.options import BoxOfMask
 
 _NOWHERE: Corners = (0.0, 0.0, 0.0, 0.0)
 
@@ -59,13 +60,16 @@ class MaskTargets(NamedTuple):
     box_count: float
 
 
-def at_frames(truth: MaskTarget, times_s: Sequence[float], side: int) -> CallTarget:
+def at_frames(
+    truth: MaskTarget, times_s: Sequence[float], side: int, drawn: BoxOfMask = "tight"
+) -> CallTarget:
     """The target at the frames that a call is trained on.
 
     Args:
         truth: What was annotated.
         times_s: When the frames are shown; none: only the box counts.
         side: L.
+        drawn: How a box is drawn around a mask, where none is given.
 
     A frame of a track of boxes that does not show the object says nothing here: nobody would say
     that others do, and the object score would only ever learn that it is absent.
@@ -75,7 +79,7 @@ def at_frames(truth: MaskTarget, times_s: Sequence[float], side: int) -> CallTar
             none of these frames.
     """
     if not times_s:
-        return CallTarget(truth, box=_first_box(truth, range(len(truth.frames))))
+        return CallTarget(truth, box=_first_box(truth, range(len(truth.frames)), drawn))
     nearest = truth.nearest(times_s)
     masks = torch.zeros(len(times_s), side, side, dtype=torch.bool)
     there = [False] * len(times_s)
@@ -94,7 +98,7 @@ def at_frames(truth: MaskTarget, times_s: Sequence[float], side: int) -> CallTar
             "s); name the part of the video that is annotated (start_s, end_s), or raise frames"
         )
     looked_at_indices = [index for index in nearest if index is not None]
-    box = _first_box(truth, looked_at_indices or range(len(truth.frames)))
+    box = _first_box(truth, looked_at_indices or range(len(truth.frames)), drawn)
     return CallTarget(truth, masks, tuple(there), box)
 
 
@@ -128,6 +132,7 @@ def collate_targets(targets: Sequence[CallTarget], side: int) -> MaskTargets:
     return MaskTargets(masks, there, boxes, known, float(there.any(1).sum()), float(known.sum()))
 
 
-def _first_box(truth: MaskTarget, indices: Sequence[int]) -> Corners | None:
+def _first_box(truth: MaskTarget, indices: Sequence[int], drawn: BoxOfMask) -> Corners | None:
     """Box on the first of some annotated frames that shows the object."""
-    return next((box for index in indices if (box := truth.box(index)) is not None), None)
+    boxes = (truth.box(index, drawn) for index in indices)
+    return next((box for box in boxes if box is not None), None)

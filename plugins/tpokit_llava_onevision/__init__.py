@@ -18,5 +18,6 @@ def tpokit_backbones() -> Sequence[tpokit.BackboneSpec]:
             summary="LLaVA-OneVision of any size: images, several images, videos",
             requires=("transformers>=5.17,<5.24", "torchvision>=0.26"),
             install="pip install tpokit",
+            connectors=True,
         )
     ]

@@ -6,9 +6,7 @@ there on there is one way. Only safetensors are read, and no code of a checkpoin
 
 from __future__ import annotations
 
-import hashlib
 import json
-import struct
 from pathlib import Path
 
 import torch
@@ -26,8 +24,6 @@ from tpokit_llava_onevision.start import balance
 
 MODEL_TYPE = "llava_onevision"
 _DESCRIPTION_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
-_HASHED_WHOLE = 256 * 2**20  # bytes; larger files are hashed in samples
-_SAMPLE = 2**20  # bytes
 
 
 def find_folder(options: LlavaOnevisionOptions, recipe_folder: Path) -> Path:
@@ -163,38 +159,3 @@ def _load_pretrained(
 def weight_files(folder: Path) -> list[Path]:
     """Files with weights, sorted by name."""
     return sorted(folder.glob("*.safetensors"))
-
-
-def hash_of_files(files: list[Path]) -> str:
-    """SHA-256 over names and contents of weight files, as hexadecimal digits.
-
-    A file of up to 256 MiB goes in whole; of a larger one its size, its header (names, shapes and
-    places of all tensors) and its first and last MiB of data, so that a model of many gigabytes is
-    named in moments.
-    """
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as stream:
-            if size <= _HASHED_WHOLE:
-                while block := stream.read(_SAMPLE):
-                    digest.update(block)
-                continue
-            length = stream.read(8)
-            digest.update(length + stream.read(struct.unpack("<Q", length)[0]))
-            digest.update(stream.read(_SAMPLE))
-            stream.seek(size - _SAMPLE)
-            digest.update(stream.read(_SAMPLE))
-    return digest.hexdigest()
-
-
-def hash_of_random(config: LlavaOnevisionConfig, model: torch.nn.Module) -> str:
-    """Name of random weights: ``random:`` and SHA-256 over the configuration and the first numbers
-    of each tensor, so that another seed is another base.
-    """
-    digest = hashlib.sha256(config.to_json_string(use_diff=False).encode())
-    for name, parameter in model.named_parameters():
-        first = parameter.detach().flatten()[:64].float().cpu().numpy()
-        digest.update(name.encode() + first.tobytes())
-    return f"random:{digest.hexdigest()}"

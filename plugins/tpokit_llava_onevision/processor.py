@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoProcessor, LlavaOnevisionConfig
+from transformers.image_processing_utils import select_best_resolution
 
 import tpokit
+from tpokit.interfaces import ConnectorChoice, ConnectorHost
 from tpokit_llava_onevision.options import Crops
 from tpokit_llava_onevision.pixels import Look, in_groups
 
+Connected = tuple[ConnectorChoice, ConnectorHost]
 _PROBE = "probe"
 
 
@@ -28,7 +31,12 @@ class OnevisionProcessor(tpokit.Processor):
     """
 
     def __init__(
-        self, library: Any, config: LlavaOnevisionConfig, frames: int, crops: Crops
+        self,
+        library: Any,
+        config: LlavaOnevisionConfig,
+        frames: int,
+        crops: Crops,
+        connector: Connected | None = None,
     ) -> None:
         """Check that the checkpoint's processor and model fit together.
 
@@ -37,6 +45,7 @@ class OnevisionProcessor(tpokit.Processor):
             config: Of the model.
             frames: Of a video.
             crops: ``single`` turns anyres off.
+            connector: In place of the model's own, and what it stands between.
 
         Raises:
             CheckpointError: Processor and model would give different numbers of tokens.
@@ -44,6 +53,7 @@ class OnevisionProcessor(tpokit.Processor):
         self._library = library
         self._crops = crops
         self._frames = frames
+        self._connector = connector
         self.tokenizer = library.tokenizer
         self._placeholder = re.compile(
             f"{re.escape(library.image_token)}|{re.escape(library.video_token)}"
@@ -60,14 +70,19 @@ class OnevisionProcessor(tpokit.Processor):
 
     @classmethod
     def load(
-        cls, folder: Path, config: LlavaOnevisionConfig, frames: int, crops: Crops
+        cls,
+        folder: Path,
+        config: LlavaOnevisionConfig,
+        frames: int,
+        crops: Crops,
+        connector: Connected | None = None,
     ) -> OnevisionProcessor:
         """Load from the folder of a checkpoint.
 
         Raises:
             CheckpointError: A file is missing or does not fit the model.
         """
-        return cls(load_library(folder), config, frames, crops)
+        return cls(load_library(folder), config, frames, crops, connector)
 
     def media_need(self) -> tpokit.MediaNeed:
         """A fixed number of frames."""
@@ -167,6 +182,8 @@ class OnevisionProcessor(tpokit.Processor):
 
     def _tokens_of(self, view: tpokit.View, alone: bool) -> int:
         """Tokens of a medium; ``alone``: the only image of its sample."""
+        if self._connector is not None:
+            return self._tokens_of_clips(view, alone, *self._connector)
         if view.kind == "video":
             return len(view.frames) * math.ceil(self._patches / 2) ** 2 + 1  # newline at the end
         if not self._is_anyres(alone):
@@ -175,6 +192,18 @@ class OnevisionProcessor(tpokit.Processor):
         side = self._images.side
         # the library's own arithmetic: private there, but the one place that has it
         return int(self._library._get_number_of_features(height, width, side, side))
+
+    def _tokens_of_clips(
+        self, view: tpokit.View, alone: bool, choice: ConnectorChoice, host: ConnectorHost
+    ) -> int:
+        """The same with another connector, for which each tile of an image is a clip."""
+        if view.kind == "video":
+            return choice.tokens(host, len(view.frames))
+        tiles = 1
+        if self._is_anyres(alone):
+            height, width = select_best_resolution(tuple(view.frames.shape[1:3]), self._grids)
+            tiles += (height // self._images.side) * (width // self._images.side)
+        return tiles * choice.tokens(host, 1)
 
     def _end_of_turn(self) -> str:
         """What the template writes behind an answer, up to a line end."""

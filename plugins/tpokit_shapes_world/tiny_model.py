@@ -1,16 +1,21 @@
-"""A tiny real LLaVA-OneVision for the shapes world: a folder as a hub checkpoint has it.
+"""Tiny real models for the shapes world: one folder, as a hub checkpoint has it.
 
 The folder holds configuration, tokenizer, processor and chat template of transformers' own
 ``LlavaOnevisionForConditionalGeneration``, so ``AutoProcessor.from_pretrained`` works offline. It
 holds no weights: ``examples/shapes_world_base.yaml`` trains them from random ones.
+
+Beside them stands the configuration of a VideoChat2 of the same size (``videochat2.json``, the form
+of the backbone ``videochat2``), which shares the tokenizer: so the backbone of a recipe can be
+exchanged by its name.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpokit_shapes_world.vocabulary import (
     IMAGE,
@@ -75,13 +80,73 @@ class TinyShape:
 
 
 def write_tiny(folder: str | os.PathLike[str], shape: TinyShape | None = None) -> Path:
-    """Write everything but the weights of a tiny LLaVA-OneVision; returns the folder."""
+    """Write everything but weights of a tiny LLaVA-OneVision and of a tiny VideoChat2; returns the
+    folder.
+    """
     shape = shape or TinyShape()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tiny_config(shape).save_pretrained(folder)
     tiny_processor(shape).save_pretrained(folder)
+    text = json.dumps(tiny_videochat2(shape), indent=2) + "\n"
+    (folder / "videochat2.json").write_text(text, encoding="utf-8")
     return folder
+
+
+def tiny_videochat2(shape: TinyShape) -> dict[str, Any]:
+    """The configuration of a VideoChat2 of these sizes: a Q-Former, and a Mistral as the LLM."""
+    from transformers import MistralConfig
+
+    side = shape.tile_side // shape.patch
+    llm = MistralConfig(
+        vocab_size=_table_rows(),
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=shape.positions,
+        initializer_range=shape.width**-0.5,
+        sliding_window=None,
+        tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        bos_token_id=WORDS.index(TURN_START),
+        eos_token_id=WORDS.index(TURN_END),
+        pad_token_id=WORDS.index(PAD),
+    )
+    return {
+        "format": 1,
+        "vision": {
+            "image_size": shape.tile_side,
+            "patch_size": shape.patch,
+            "hidden_size": shape.vision_width,
+            "layers": shape.vision_layers,
+            "heads": shape.heads,
+            "intermediate_size": shape.vision_inner,
+            "pretrained_frames": 4,
+            "pretrained_grid": side,
+        },
+        "connector": {
+            "plugin": "qformer",
+            "options": {
+                "queries": shape.tile_tokens,
+                "extra_queries": shape.tile_tokens,
+                "layers": 2,
+                "width": shape.width,
+                "heads": shape.heads,
+                "intermediate": 2 * shape.width,
+                "dropout": 0.0,
+            },
+        },
+        "llm": json.loads(llm.to_json_string()),
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "media_token": VIDEO,
+    }
+
+
+def _table_rows() -> int:
+    return -(-len(WORDS) // _TABLE_MULTIPLE) * _TABLE_MULTIPLE
 
 
 def tiny_config(shape: TinyShape) -> LlavaOnevisionConfig:
@@ -98,7 +163,7 @@ def tiny_config(shape: TinyShape) -> LlavaOnevisionConfig:
         vision_use_head=False,
     )
     text = Qwen2Config(
-        vocab_size=-(-len(WORDS) // _TABLE_MULTIPLE) * _TABLE_MULTIPLE,
+        vocab_size=_table_rows(),
         hidden_size=shape.width,
         intermediate_size=shape.inner,
         num_hidden_layers=shape.layers,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +49,20 @@ LORA = "llm-lora"
 # ---- writing ----
 
 
-def files_of(model: TpoModel, recipe: Recipe, stage: StageEntry) -> list[str]:
+def files_of(
+    model: TpoModel, recipe: Recipe, stage: StageEntry, started: Collection[str] = ()
+) -> list[str]:
     """Names of the files that hold all that was trained up to a stage, sorted; without
-    ``.safetensors``.
+    ``.safetensors``. A part of which a stage trains only some parameters is saved whole.
+
+    Args:
+        model, recipe: Of the run.
+        stage: The last one that was trained.
+        started: Names of the files that the run began with.
     """
-    names = {"bridge", *model.heads}
+    names = {"bridge", *model.heads, *(name for name in started if name != LORA)}
     for done in recipe.stages[: recipe.stages.index(stage) + 1]:
-        names |= {part for part, mode in done.train.items() if mode == "full"}
+        names |= {part for part, mode in done.modes.items() if mode == "full"}
     if has_lora(model.backbone):
         names.add(LORA)
     return sorted(names)
@@ -69,6 +76,7 @@ def save_model(
     base: Mapping[str, str],
     state: Mapping[str, Tensor] | None = None,
     kept: Callable[[], str] = lambda: "what was saved before is untouched",
+    started: Collection[str] = (),
 ) -> None:
     """Write a saved model, whole or not at all.
 
@@ -81,6 +89,7 @@ def save_model(
         state: Whole tensors by name, gathered by `trained_state`; default: those of the model
             itself.
         kept: Says what is there to go on from if this fails.
+        started: See `files_of`.
 
     Raises:
         CheckpointError: It cannot be written, or a tensor is not whole.
@@ -88,10 +97,11 @@ def save_model(
     about = {
         "base": dict(base),
         "stage": stage.name,
-        "modes": dict(stage.train),
+        "modes": stage.modes,
     }
+    files = files_of(model, recipe, stage, started)
     with whole_folder(folder, kept) as partial:
-        fill_model(model, partial, recipe.dump(), files_of(model, recipe, stage), about, state)
+        fill_model(model, partial, recipe.dump(), files, about, state)
 
 
 def fill_model(
@@ -104,14 +114,14 @@ def fill_model(
 ) -> None:
     """Write ``recipe.yaml``, ``model.json`` and the named files of tensors into a folder."""
     (folder / RECIPE_FILE).write_text(recipe_text, encoding="utf-8")
-    described = {
+    content = {
         "format": FORMAT,
         **about,
         "tokens": list(model.tokens.ids),
         "files": list(files),
         "versions": _versions(model),
     }
-    (folder / MODEL_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    (folder / MODEL_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name in files:
         wanted = file_tensors(model, name)
         found = {key: (state or {}).get(key, tensor) for key, tensor in wanted.items()}
@@ -157,8 +167,9 @@ def load_model(folder: Path | str, plugins: Plugins | None = None) -> TpoModel:
 def saved_recipe(
     folder: Path, overrides: Sequence[str] = (), plugins: Plugins | None = None
 ) -> Recipe:
-    """The recipe of a saved model or run."""
-    return load_recipe(saved_folder(Path(folder)) / RECIPE_FILE, overrides, plugins)
+    """The recipe of a saved model or run; it need not say how the model was trained."""
+    path = saved_folder(Path(folder)) / RECIPE_FILE
+    return load_recipe(path, overrides, plugins, model_only=True)
 
 
 def saved_folder(folder: Path) -> Path:
@@ -194,14 +205,15 @@ def load_weights(
     Raises:
         CheckpointError: Something does not fit; the model is unchanged but for empty adapters.
     """
-    described = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
-    _check(model, described, folder, base or model.backbone.identity())
-    if LORA in described["files"]:
+    about = described(folder)
+    check_base(about, folder, base or model.backbone.identity())
+    _check_tokens(about, folder, model)
+    if LORA in about["files"]:
         lora = recipe.lora
         targets = model.backbone.lora_targets()
         add_lora(model.backbone, targets, lora.rank, lora.alpha, lora.dropout, recipe.seed)
     pairs: list[tuple[Tensor, Tensor]] = []
-    for name in described["files"]:
+    for name in about["files"]:
         wanted = file_tensors(model, name)
         found = read_tensors(folder / f"{name}.safetensors", wanted)
         pairs += [(wanted[key], tensor) for key, tensor in found.items()]
@@ -210,30 +222,45 @@ def load_weights(
             parameter.copy_(tensor)
 
 
-def _check(
-    model: TpoModel, described: Mapping[str, Any], folder: Path, base: Mapping[str, str]
-) -> None:
-    """See that a description fits a model."""
-    if described["format"] != FORMAT:
+def described(folder: Path) -> dict[str, Any]:
+    """What ``model.json`` of a saved model says.
+
+    Raises:
+        CheckpointError: It is of another format.
+    """
+    about: dict[str, Any] = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+    if about["format"] != FORMAT:
         raise CheckpointError(
-            f"{folder}: format {described['format']} of saved models; this tpokit reads {FORMAT}"
+            f"{folder}: format {about['format']} of saved models; this tpokit reads {FORMAT}"
         )
-    saved = described["base"]
+    return about
+
+
+def check_base(about: Mapping[str, Any], folder: Path, base: Mapping[str, str]) -> None:
+    """See that a saved model was made from a base.
+
+    Raises:
+        CheckpointError: It was made from another one.
+    """
+    saved = about["base"]
     if saved["hash"] != base["hash"]:
         raise CheckpointError(
             f"{folder} was trained from the base model {saved['name']!r} with hash "
             f"{saved['hash']}, but {base['name']!r} has hash {base['hash']}; give the base it was "
             "trained from"
         )
-    if described["tokens"] != list(model.tokens.ids):
+
+
+def _check_tokens(about: Mapping[str, Any], folder: Path, model: TpoModel) -> None:
+    if about["tokens"] != list(model.tokens.ids):
         raise CheckpointError(
-            f"{folder} has the task tokens {' '.join(described['tokens'])}, but the model "
+            f"{folder} has the task tokens {' '.join(about['tokens'])}, but the model "
             f"{' '.join(model.tokens.ids)}"
         )
 
 
-def read_tensors(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read a file and compare it with what is wanted, by name and shape.
+def read_tensors(path: Path, wanted: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Read a file and compare it with what is wanted, if that is given, by name and shape.
 
     Raises:
         CheckpointError: It is missing, cut short, or does not fit.
@@ -241,7 +268,8 @@ def read_tensors(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
-            _compare(path, shapes, wanted)
+            if wanted is not None:
+                _compare(path, shapes, wanted)
             return {name: file.get_tensor(name) for name in shapes}
     except FileNotFoundError as cause:
         raise CheckpointError(f"{path} is missing") from cause

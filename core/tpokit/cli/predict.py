@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from tpokit.errors import UsageError
 
+if TYPE_CHECKING:
+    from tpokit.recipe import SlotOrder
+
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run, a stage of it, or a merged model.")],
+    run: Annotated[Path, typer.Argument(help="A run, a stage of it, a merged or imported model.")],
     ask: Annotated[str, typer.Option(help="The question.")],
     media: Annotated[
         list[Path] | None,
@@ -35,9 +38,17 @@ def predict(
         typer.Option(help="Draw the results over the medium: a .png, or of a video also an .mp4."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    slots: Annotated[
+        str | None,
+        typer.Option(
+            help="When the slots of a head are fed: after_trigger or before_trigger; default: as "
+            "the model's recipe says."
+        ),
+    ] = None,
 ) -> None:
     """Ask a trained model about images and videos."""
     boxes = given_boxes(given or ())
+    order = slot_order(slots)
 
     from tpokit.atomic import write_json
     from tpokit.inference.drawing import check_drawing
@@ -47,7 +58,7 @@ def predict(
     shown = [media_of(path) for path in media or ()]
     if draw is not None:
         check_drawing(shown, draw)
-    predictor = load(run)
+    predictor = load(run, slots=order)
     answer = predictor.ask(ask, shown, given=boxes, max_new_tokens=max_new_tokens)
     show_answer(answer)
     if json_file is not None:
@@ -75,3 +86,18 @@ def given_boxes(options: Sequence[str]) -> dict[str, list[tuple[float, ...]]]:
             )
         boxes.setdefault(task.strip(), []).append(box)
     return boxes
+
+
+def slot_order(name: str | None) -> SlotOrder | None:
+    """The order of that name.
+
+    Raises:
+        UsageError: There is none.
+    """
+    from tpokit.recipe import SlotOrder
+
+    found: SlotOrder | None
+    for found in (None, *get_args(SlotOrder)):
+        if name == found:
+            return found
+    raise UsageError(f"--slots {name}: must be {' or '.join(get_args(SlotOrder))}")

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from tpokit.data.media import read_media
 from tpokit.errors import DataError, UsageError
 from tpokit.interfaces import Processor, TaskHead
@@ -42,7 +44,13 @@ class Encoder:
     tokens: TokenTable
     max_length: int
 
-    def encode(self, sample: Sample, source: str, answer_next: bool = False) -> Example:
+    def encode(
+        self,
+        sample: Sample,
+        source: str,
+        answer_next: bool = False,
+        random: np.random.Generator | None = None,
+    ) -> Example:
         """Encode a sample.
 
         Args:
@@ -50,6 +58,7 @@ class Encoder:
             source: Name of its data entry, for messages.
             answer_next: Open an answer at the end and learn nothing: the form that generation goes
                 on from. A final answer of the sample is left out.
+            random: In training, for frames at random times; ``None``: the middles.
 
         Raises:
             DataError: Marks and targets do not fit together, an annotation or a medium is wrong, or
@@ -62,7 +71,7 @@ class Encoder:
             else sample.turns
         )
         self._check(sample, turns, where, answer_next)
-        views = self._views(sample, where, answer_next)
+        views = self._views(sample, where, answer_next, random)
         ids: list[int] = []
         labels: list[int] = []
         questions: list[list[int]] = [[] for turn in turns if turn.role == "user"]
@@ -149,7 +158,9 @@ class Encoder:
                         f"{count} {kind}s of task {task!r}; one is needed for each"
                     )
 
-    def _views(self, sample: Sample, where: str, answer_next: bool) -> dict[str, list[View]]:
+    def _views(
+        self, sample: Sample, where: str, answer_next: bool, random: np.random.Generator | None
+    ) -> dict[str, list[View]]:
         """The views of every consumer, each medium decoded once."""
         needs: dict[str, MediaNeed] = {BACKBONE: self.processor.media_need()}
         for task in self.heads:
@@ -165,7 +176,7 @@ class Encoder:
                 if consumer == BACKBONE or self.heads[consumer].wants_frames(medium)
             }
             try:
-                decoded = read_media(medium, wanted)
+                decoded = read_media(medium, wanted, random=random)
             except DataError as cause:
                 raise DataError(f"{where}: {cause}") from cause
             for consumer, view in decoded.items():

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from tpokit.data.bad_samples import BadSample, BadSampleLimit, Reading
@@ -63,7 +64,9 @@ class MixedDataset(Dataset[Reading]):
             sample = None
             try:
                 sample = self._read(draw, index)
-                return Reading(self._encoder.encode(sample, draw.source), tuple(bad))
+                frames = self._random(draw, index, "frames")
+                example = self._encoder.encode(sample, draw.source, random=frames)
+                return Reading(example, tuple(bad))
             except DataError as cause:
                 name = None if sample is None else sample.id
                 bad.append(BadSample(position, draw.source, index, name, str(cause)))
@@ -72,8 +75,10 @@ class MixedDataset(Dataset[Reading]):
         return Reading(None, tuple(bad))
 
     def _read(self, draw: Draw, index: int) -> Sample:
-        random = generator(self._seed, draw.epoch, f"{draw.source}/{index}", "read")
-        return self._sources[draw.source].read(index, random)
+        return self._sources[draw.source].read(index, self._random(draw, index, "read"))
+
+    def _random(self, draw: Draw, index: int, purpose: str) -> np.random.Generator:
+        return generator(self._seed, draw.epoch, f"{draw.source}/{index}", purpose)
 
     def _stand_ins(self, draw: Draw, position: int) -> Iterator[int]:
         """Other samples of an entry: those that call the same heads first, in an order of the

@@ -25,7 +25,7 @@ from tpokit.inference.predictor import Predictor
 from tpokit.interfaces import Metric
 from tpokit.model import TpoModel
 from tpokit.plugins import Plugins
-from tpokit.recipe import Recipe
+from tpokit.recipe import Recipe, evaluation_recipe
 from tpokit.tokens import marked_tasks
 from tpokit.types import Media, MediaInfo, Sample, Seen
 
@@ -119,7 +119,10 @@ def evaluate_model(
     """
     wanted = recipe.evaluate
     if wanted is None:
-        raise UsageError("the recipe has no evaluate: section; name its data entries there")
+        raise UsageError(
+            "the recipe has no evaluate: section; name its data entries there, or give a recipe "
+            "that has one by --recipe"
+        )
     sources = open_sources(recipe, plugins, wanted.data)
     sizes = {name: min(len(source), wanted.samples) for name, source in sources.items()}
     asked: list[_Asked] = []
@@ -129,7 +132,7 @@ def evaluate_model(
             asked.append(_Asked(name, sources[name].read(index, random)))
     scores = _Scores(model, plugins)
     was_training = model.training
-    predictor = Predictor(model, recipe.run.max_length)
+    predictor = Predictor(model, recipe.run.max_length, plugins, recipe.decoding.slots)
     done = 0
     with _writer(answers) as write:
         for batch in _batches(asked, wanted.batch):
@@ -149,12 +152,21 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     plugins: Plugins | None = None,
     answers: Path | None = None,
+    scored_on: Path | None = None,
 ) -> Report:
-    """Score a saved model on the ``evaluate:`` section of its recipe, as changed by overrides;
-    ``answers`` as in `evaluate_model`.
+    """Score a saved model on the ``evaluate:`` section of its recipe.
+
+    Args:
+        folder: Of a run, a stage, a merged or an imported model.
+        overrides: ``path=value`` each; they change what is scored, not the model.
+        plugins: Where names are looked up; default: what is installed and the recipe's registry.
+        answers: See `evaluate_model`.
+        scored_on: Another recipe, whose data and ``evaluate:`` section are used instead.
     """
-    recipe = saved_recipe(folder, overrides, plugins)
+    recipe = saved_recipe(folder, overrides if scored_on is None else (), plugins)
     plugins = plugins or Plugins.load(recipe.registry_path)
+    if scored_on is not None:
+        recipe = evaluation_recipe(recipe, scored_on, overrides, plugins)
     return evaluate_model(load_model(folder, plugins), recipe, plugins, answers=answers)
 
 

@@ -21,6 +21,7 @@ from tpokit.inference.drawing import write_drawing
 from tpokit.inference.generate import Generated, generate
 from tpokit.model import TpoModel
 from tpokit.plugins import Plugins
+from tpokit.recipe import SlotOrder
 from tpokit.types import Context, Example, Media, MediaInfo, Sample, Turn, Words
 
 _BLIND = "the question has no image or video"
@@ -35,7 +36,11 @@ class Predictor:
     """
 
     def __init__(
-        self, model: TpoModel, max_length: int | None = None, plugins: Plugins | None = None
+        self,
+        model: TpoModel,
+        max_length: int | None = None,
+        plugins: Plugins | None = None,
+        slots: SlotOrder = "after_trigger",
     ) -> None:
         """Get ready.
 
@@ -43,8 +48,10 @@ class Predictor:
             model: Trained or not; is put into evaluation mode.
             max_length: Longest prompt, in tokens; default: what the backbone can.
             plugins: Where drawings are looked up; default: what is installed.
+            slots: When the slots of a head are fed: see `generate`.
         """
         self.model = model.eval()
+        self._slots: SlotOrder = slots
         self._plugins = plugins
         processor = model.backbone.processor
         heads = {task: model.head(task) for task in model.heads}
@@ -83,7 +90,7 @@ class Predictor:
         examples = [self._encoder.encode(sample, "ask", answer_next=True) for sample in samples]
         device = next(self.model.parameters()).device
         batch = self._collator(examples).to(device)
-        written = generate(self.model, batch, max_new_tokens)
+        written = generate(self.model, batch, max_new_tokens, self._slots)
         results = self._results(examples, written)
         tokenizer = self.model.backbone.processor.tokenizer
         return [
@@ -182,18 +189,22 @@ class Predictor:
         write_drawing(answer, [media_of(medium) for medium in media], Path(out), plugins)
 
 
-def load(folder: Path | str, device: str | None = None) -> Predictor:
-    """Load a run, a stage of a run or a merged model.
+def load(
+    folder: Path | str, device: str | None = None, slots: SlotOrder | None = None
+) -> Predictor:
+    """Load a run, a stage of a run, a merged or an imported model.
 
     Args:
-        folder: What ``tpokit train`` or ``tpokit weights merge`` wrote.
+        folder: What ``tpokit train``, ``tpokit weights merge`` or ``tpokit weights import`` wrote.
         device: Such as ``cuda`` or ``cpu``; default: a GPU if there is one.
+        slots: When the slots of a head are fed (see `generate`); default: as its recipe says.
     """
     recipe = saved_recipe(Path(folder))
     plugins = Plugins.load(recipe.registry_path)
     model = load_model(Path(folder), plugins)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Predictor(model.to(chosen), recipe.run.max_length, plugins)
+    order = slots or recipe.decoding.slots
+    return Predictor(model.to(chosen), recipe.run.max_length, plugins, order)
 
 
 def media_of(medium: Media | Path | str) -> Media:

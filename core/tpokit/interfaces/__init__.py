@@ -16,6 +16,7 @@ from tpokit.interfaces.heads import Host, TaskHead
 from tpokit.interfaces.results import Drawing, Metric
 from tpokit.interfaces.sources import DataSource
 from tpokit.interfaces.weights import (
+    OF_LLM,
     AddedProduct,
     BackboneWeightRules,
     Place,
@@ -24,6 +25,7 @@ from tpokit.interfaces.weights import (
 )
 
 __all__ = [
+    "OF_LLM",
     "AddedProduct",
     "Backbone",
     "BackboneWeightRules",

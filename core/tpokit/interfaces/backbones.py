@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tpokit.batch import Batch
 from tpokit.errors import UsageError
+from tpokit.interfaces.connectors import ConnectorChoice
 from tpokit.options import NoOptions
 from tpokit.options import Options as AnyOptions
 from tpokit.types import MediaNeed, View
@@ -94,12 +95,17 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, options: AnyOptions, folder: Path) -> Backbone:
+    def build(
+        cls, options: AnyOptions, folder: Path, connector: ConnectorChoice | None = None
+    ) -> Backbone:
         """Load or make the model that the options name.
 
         Args:
             options: An instance of ``Options``.
             folder: Relative paths in the options are relative to it.
+            connector: Takes the place of the backbone's own. It is handed over only if a recipe
+                names one, which it can only if the spec says ``connectors=True``; other backbones
+                need no such argument.
         """
 
     @abstractmethod

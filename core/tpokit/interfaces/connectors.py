@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -137,3 +137,10 @@ class ConnectorChoice:
         """See `Connector.tokens`."""
         return self.factory.tokens(self.options, host, frames)
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """Plain data by which a saved connector is known again: class and options."""
+        return {
+            "factory": f"{self.factory.__module__}:{self.factory.__qualname__}",
+            "options": self.options.model_dump(mode="json"),
+        }

@@ -21,6 +21,8 @@ from tpokit.tokens import TokenTable
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 """Published name to shape."""
+OF_LLM = "llm::"
+"""Before the names of tensors of a base LLM that lies in a folder of its own."""
 Rows = tuple[int, int]
 """First row and the one behind the last, along the first dimension."""
 
@@ -57,6 +59,8 @@ class Published:
         places: Where it goes; none: it is not used.
         unused: Why it, or the rows of it that go nowhere, are not used.
         optional: Whether files of the format may lack it.
+        dtype: Number format by torch's name, such as ``int64``, of one that is no weight and has no
+            place: on export it is filled with zeros if nothing is kept of it.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Published:
     places: tuple[Place, ...] = ()
     unused: str = ""
     optional: bool = False
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,14 +155,23 @@ class BackboneWeightRules(WeightRules):
         """
 
     @abstractmethod
-    def prepare(self, source: Path, backbone: Path) -> None:
+    def prepare(self, source: Path, backbone: Path, llm: Path | None = None) -> None:
         """Write what the backbone needs besides weights (configuration, tokenizer) so that it can
         be built from a folder.
 
         Args:
             source: Folder of the published files.
             backbone: Folder of the backbone to be, which exists.
+            llm: Folder of the base LLM, if its weights were given apart (see `OF_LLM`).
 
         Raises:
             CheckpointError: A file is missing or of another model.
+        """
+
+    def write_files(self, published: Path) -> None:
+        """Write what belongs to the format besides weights, at least what `prepare` reads; the
+        counterpart of `prepare` for rules made by `from_model`. Default: nothing.
+
+        Args:
+            published: Folder of the published files to be, which exists.
         """

@@ -4,6 +4,7 @@
 
     <output>/
       recipe.yaml  run.json       what is trained here, and which stages are done
+      0-start/                    the saved model that it starts from, with init_from
       assign/ heads/ joint/       saved models, one for each stage
       heads.checkpoints/          while that stage runs
       log.jsonl  loss.png  evaluation.json
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from tpokit.atomic import is_partial, write_json, write_text
-from tpokit.checkpoints.store import MODEL_FILE, RECIPE_FILE, RUN_FILE
+from tpokit.checkpoints.store import MODEL_FILE, RECIPE_FILE, RUN_FILE, described, saved_folder
 from tpokit.errors import UsageError
 from tpokit.recipe import Recipe, StageEntry, difference, load_recipe
 from tpokit.training.bad_samples import BAD_SAMPLES_FILE
 from tpokit.training.callbacks import LOG_FILE
 
 _FORMAT = 1
+_START_FOLDER = "0-start"  # no stage can have that name
 _CURVES_FILE = "loss.png"
 _EVALUATION_FILE = "evaluation.json"
 
@@ -34,6 +36,7 @@ class RunFolder:
 
     Attributes:
         path: The recipe's ``output``.
+        start_model: What the first stage starts from, if the recipe names a saved model.
         log, curves, evaluation, bad_samples: Files in it.
     """
 
@@ -44,6 +47,7 @@ class RunFolder:
         self._all_doomed = False
         self._started = False
         self.path = recipe.output
+        self.start_model = self.path / _START_FOLDER
         self.log = self.path / LOG_FILE
         self.curves = self.path / _CURVES_FILE
         self.evaluation = self.path / _EVALUATION_FILE
@@ -60,6 +64,7 @@ class RunFolder:
         Raises:
             UsageError: There is something in the folder that would be lost, nothing to go on with,
                 another recipe, or the stage before is missing.
+            CheckpointError: There is no saved model where ``init_from`` points.
         """
         if resume and overwrite:
             raise UsageError(
@@ -80,6 +85,8 @@ class RunFolder:
                 "--set output=FOLDER"
             )
         self._refuse_gap(stage)
+        if stage in (None, self._recipe.stages[0]) and not (resume and self.has_start()):
+            self._refuse_start()
 
     def plan_anew(self, stage: StageEntry | None) -> None:
         """Let `start` take away what is there: a stage and what was built on it, or the run.
@@ -107,16 +114,26 @@ class RunFolder:
         return stage.name not in self._doomed and (self.path / stage.name / MODEL_FILE).is_file()
 
     def before(self, stage: StageEntry) -> Path | None:
-        """Saved model that a stage starts from; ``None`` for the first."""
+        """Saved stage that a stage starts from; ``None`` for the first."""
         place = self._recipe.stages.index(stage)
         return None if place == 0 else self.path / self._recipe.stages[place - 1].name
+
+    def has_start(self) -> bool:
+        """Whether the model that the first stage starts from is kept here."""
+        doomed = self._recipe.stages[0].name in self._doomed
+        return not doomed and (self.start_model / MODEL_FILE).is_file()
+
+    def started(self) -> list[str]:
+        """Names of the files that the run began with."""
+        files: list[str] = described(self.start_model)["files"] if self.has_start() else []
+        return files
 
     def note_done(self) -> None:
         """Write down which stages are done."""
         names = [stage.name for stage in self._recipe.stages]
         done = [stage.name for stage in self._recipe.stages if self.done(stage)]
-        described = {"format": _FORMAT, "name": self._recipe.name, "stages": names, "done": done}
-        write_json(self.path / RUN_FILE, described)
+        run = {"format": _FORMAT, "name": self._recipe.name, "stages": names, "done": done}
+        write_json(self.path / RUN_FILE, run)
 
     def reports(self) -> dict[str, Any]:
         """Scores ``before`` and ``after`` training, as far as they are known."""
@@ -177,17 +194,31 @@ class RunFolder:
                 "--stage"
             )
 
+    def _refuse_start(self) -> None:
+        """See that there is a saved model to start from, and that the run will not remove it."""
+        source = self._recipe.init_path
+        if source is None:
+            return
+        saved_folder(source)
+        if source.resolve().is_relative_to(self.path.resolve()):
+            raise UsageError(
+                f"init_from: {source} lies in the output {self.path}; name another folder by "
+                "--set output=FOLDER"
+            )
+
     def _remove(self) -> None:
         """Take away what is in the way; never a file that is not the run's."""
         names = list(self._doomed)
         if self._all_doomed and self._is_run():
-            described = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
-            names += described["stages"]
+            run = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
+            names += run["stages"]
             self.log.unlink(missing_ok=True)
             self.bad_samples.unlink(missing_ok=True)
         if names:
             self.curves.unlink(missing_ok=True)
             self.evaluation.unlink(missing_ok=True)
+        if self._recipe.stages[0].name in names:
+            shutil.rmtree(self.start_model, ignore_errors=True)
         for name in names:
             shutil.rmtree(self.path / name, ignore_errors=True)
             shutil.rmtree(self.path / f"{name}.checkpoints", ignore_errors=True)

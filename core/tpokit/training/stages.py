@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tpokit.atomic import write_json
+from tpokit.checkpoints.start import Start, load_start, save_start
 from tpokit.checkpoints.store import files_of, load_model, load_weights, save_model
 from tpokit.checkpoints.tensors import file_tensors, trained_state
 from tpokit.data.bad_samples import BadSample, BadSampleLimit
@@ -133,7 +134,7 @@ def _train_stage(job: _Job, stage: StageEntry) -> None:
     split = Split.of(stage.samples_per_step, recipe.run.device_batch, ranks.world)
     arguments = training_arguments(recipe, stage, split, checkpoints.folder)
     if ranks.first:
-        console.part_table(part_table(model, stage.train, recipe.rates(stage)), stage.name)
+        console.part_table(part_table(model, stage.modes, recipe.rates(stage)), stage.name)
     with console.TrainingProgress(
         stage.name, stage.steps, stage.samples_per_step, done, ranks.first
     ) as progress:
@@ -166,10 +167,35 @@ def _ready_model(job: _Job, stage: StageEntry) -> tuple[TpoModel, dict[str, str]
     if before is not None:
         load_weights(model, recipe, before, base)
         _say(job, f"stage {stage.name} starts from {before}")
-    set_modes(model, stage.train, recipe.lora, recipe.seed)
+    elif recipe.init_path is not None:
+        start = _start(job, model, base, recipe.init_path)
+        if start is not None:
+            _keep_start(job, model, base, start)
+    set_modes(model, stage.modes, recipe.lora, recipe.seed, stage.patterns)
     if recipe.run.gradient_checkpointing:
         model.backbone.gradient_checkpointing_enable()
     return model, base
+
+
+def _start(job: _Job, model: TpoModel, base: Mapping[str, str], source: Path) -> Start | None:
+    """Give a fresh model the weights of ``init_from``: those that the run's folder keeps (then
+    ``None``), otherwise those of the saved model itself.
+    """
+    if job.ranks.once(job.folder.has_start):
+        load_weights(model, job.recipe, job.folder.start_model, base)
+        return None
+    return load_start(model, job.recipe, source, base)
+
+
+def _keep_start(job: _Job, model: TpoModel, base: Mapping[str, str], start: Start) -> None:
+    """Write what the run starts from into its folder, from where a resumed run takes it."""
+
+    def write() -> None:
+        job.folder.start()
+        save_start(model, job.recipe, job.folder.start_model, start, base)
+
+    job.ranks.once(write)
+    _say(job, str(start))
 
 
 def _dataset(job: _Job, stage: StageEntry, model: TpoModel, limit: BadSampleLimit) -> MixedDataset:
@@ -205,13 +231,14 @@ def _save(
     checkpoints: StageCheckpoints,
 ) -> None:
     wanted: dict[str, Tensor] = {}
-    for name in files_of(model, job.recipe, stage):
+    started = job.ranks.once(job.folder.started)
+    for name in files_of(model, job.recipe, stage, started):
         wanted.update(file_tensors(model, name))
     state = trained_state(wanted, gather if job.recipe.run.engine in ZERO_STAGES else None)
     folder = job.folder.path / stage.name
 
     def write() -> None:
-        save_model(model, job.recipe, folder, stage, base, state, checkpoints.kept)
+        save_model(model, job.recipe, folder, stage, base, state, checkpoints.kept, started)
         job.folder.note_done()
         checkpoints.remove()
 
@@ -219,8 +246,8 @@ def _save(
 
 
 def _evaluate(job: _Job, moment: str) -> None:
-    """Score the base with fresh heads, or the finished run, if the recipe wants it and nobody has
-    yet.
+    """Score what the run starts from (the base with fresh heads, or ``init_from``), or the finished
+    run, if the recipe wants it and nobody has yet.
     """
     wanted = job.recipe.evaluate
     if wanted is None or (moment == "before" and not wanted.before):
@@ -232,7 +259,7 @@ def _evaluate(job: _Job, moment: str) -> None:
     reports = job.folder.reports()
     if moment not in reports:
         if moment == "before":
-            model = build_model(job.recipe, job.plugins)
+            model = _first_model(job)
         else:
             model = load_model(job.folder.path, job.plugins)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -243,6 +270,15 @@ def _evaluate(job: _Job, moment: str) -> None:
         columns = {when: report["scores"] for when, report in reports.items()}
         columns["best constant"] = reports[moment]["constant"]
         console.score_table(columns)
+
+
+def _first_model(job: _Job) -> TpoModel:
+    """What the run starts from; nothing is written."""
+    recipe = job.recipe
+    model = build_model(recipe, job.plugins)
+    if recipe.init_path is not None:
+        _start(job, model, model.backbone.identity(), recipe.init_path)
+    return model
 
 
 def _draw_curves(job: _Job) -> None:

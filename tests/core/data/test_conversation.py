@@ -158,7 +158,9 @@ def test_a_head_that_streams_gets_frames_in_training_and_none_are_read_for_it_in
     )
     wanted = []
     real = conversation.read_media
-    monkeypatch.setattr(conversation, "read_media", lambda *a: wanted.append(set(a[1])) or real(*a))
+    monkeypatch.setattr(
+        conversation, "read_media", lambda *a, **k: wanted.append(set(a[1])) or real(*a, **k)
+    )
     taught = encoder.encode(sample, "data")
     asked = encoder.encode(sample, "data", answer_next=True)
     assert wanted == [{"backbone", "sight", "flow"}, {"backbone", "sight"}]

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.plugins.llava_onevision.tiny_onevision import build, write_tiny
-from tpokit import CheckpointError, UsageError
-from tpokit_llava_onevision import checkpoint
+from tpokit import CheckpointError, UsageError, pretrained
 from tpokit_llava_onevision.backbone import LlavaOnevisionBackbone
 from tpokit_llava_onevision.options import LlavaOnevisionOptions
 
@@ -197,8 +196,8 @@ def test_random_weights_follow_the_callers_seed_and_so_does_their_name(folder):
 def test_the_hash_names_the_weights(folder, monkeypatch):
     first = build(folder).identity()["hash"]
     assert build(folder).identity()["hash"] == first
-    monkeypatch.setattr(checkpoint, "_HASHED_WHOLE", 1000)
-    monkeypatch.setattr(checkpoint, "_SAMPLE", 2000)
+    monkeypatch.setattr(pretrained, "_HASHED_WHOLE", 1000)
+    monkeypatch.setattr(pretrained, "_SAMPLE", 2000)
     sampled = build(folder).identity()["hash"]
     assert sampled != first
 

@@ -115,7 +115,7 @@ def test_features_are_as_many_as_promised_for_any_size(tmp_path, crops):
     ]
     media = backbone.processor.collate_media(views)
     with torch.no_grad():
-        images, videos = backbone._media_features(media)
+        images, videos = backbone._visual.tokens(media)
     assert len(images) == sum(media["image_tokens"])
     assert len(videos) == 0
     assert set(media["image_tiles"]) <= ({1} if crops == "single" else {2, 3, 5})
