@@ -21,3 +21,18 @@ def tpokit_backbones() -> Sequence[tpokit.BackboneSpec]:
             connectors=True,
         )
     ]
+
+
+@tpokit.hookimpl
+def tpokit_weights() -> Sequence[tpokit.WeightsSpec]:
+    """Rules for its published weights."""
+    return [
+        tpokit.WeightsSpec(
+            name="llava_onevision",
+            format="llava_onevision",
+            of="backbone",
+            plugin="llava_onevision",
+            factory="tpokit_llava_onevision.weights:LlavaOnevisionWeights",
+            summary="LLaVA-OneVision of any size, as the hub has it",
+        )
+    ]
