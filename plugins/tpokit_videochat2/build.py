@@ -84,6 +84,11 @@ def plan_of(
     llm = llm_config(config.llm)
     own = own_connector(config.connector)
     chosen = own if choice is None or choice.description == own.description else choice
+    if options.instruction != "none" and not chosen.reads_instruction():
+        raise tpokit.UsageError(
+            f"backbone.options.instruction is {options.instruction!r}, but the connector reads no "
+            "instruction (a Q-Former does with a vocabulary); leave it out"
+        )
     side = config.vision.image_size // config.vision.patch_size
     host = ConnectorHost(config.vision.hidden_size, llm.hidden_size, (side, side), 0, folder)
     processor = VideoChat2Processor(

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tpokit import pretrained
+from tpokit.connectors import DESCRIPTION_FILE
 from tpokit.errors import CheckpointError
 from tpokit_videochat2.options import VideoChat2Options
 
@@ -95,6 +96,10 @@ def _compare(
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        if (folder / DESCRIPTION_FILE).is_file():
+            more += (
+                f"; it was saved with another connector ({DESCRIPTION_FILE}): a recipe must name it"
+            )
         raise CheckpointError(
             f"the weights in {folder} do not fit its configuration: they "
             f"{'; '.join(problems[:3])}{more}"

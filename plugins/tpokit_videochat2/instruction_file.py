@@ -15,6 +15,7 @@ from tpokit.data.lines import existing_file, json_object
 _CHUNK = 1 << 20  # bytes that are read at once
 _ENTRY_MAX = 1 << 26  # bytes after which an entry without an end is taken as broken
 _BLANKS = " \t\r\n"
+_MARK = "\xef\xbb\xbf"  # of UTF-8, in Latin-1
 
 
 class InstructionFile:
@@ -78,34 +79,38 @@ class _Reader:
     def places(self) -> Iterator[tuple[int, int]]:
         """Offset and length of each entry in bytes."""
         self._more()
-        self._text = self._text.removeprefix("\xef\xbb\xbf")  # the mark of UTF-8 in Latin-1
-        self._dropped = self._file.tell() - len(self._text)
+        if self._text.startswith(_MARK):
+            self._at = len(_MARK)
         if self._next() != "[":
-            raise tpokit.DataError(f"{self._path}: expected a JSON list of entries")
+            raise tpokit.DataError(
+                f"{self._path}: expected a JSON list of entries, found {self._found()}"
+            )
         self._at += 1
         count = 0
-        while self._next() != "]" or count:
+        while count or self._next() != "]":
             yield self._entry(count)
-            count += 1
             sign = self._next()
+            if sign not in ("]", ","):
+                raise self._broken(count, "',' or ']' must follow it")
             if sign == "]":
                 break
-            if sign != ",":
-                raise self._broken(count - 1, "',' or ']' is missing behind it")
             self._at += 1
+            count += 1
         self._at += 1
         if self._next():
             raise tpokit.DataError(f"{self._path}: this is not JSON: there is more behind the list")
 
     def _entry(self, index: int) -> tuple[int, int]:
         if self._next() != "{":
-            raise self._broken(index, "expected an object")
+            raise self._broken(index, "an object is expected")
         while True:
             try:
                 _, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as cause:
                 if self._ended or len(self._text) - self._at > _ENTRY_MAX:
-                    raise self._broken(index, f"this is not JSON: {cause.msg}") from cause
+                    byte = self._dropped + cause.pos
+                    reason = f"this is not JSON ({cause.msg}, byte {byte} of the file)"
+                    raise tpokit.DataError(f"{_place(self._path, index)}: {reason}") from cause
                 self._more()
             else:
                 found = self._dropped + self._at, end - self._at
@@ -131,9 +136,11 @@ class _Reader:
         self._dropped += self._at
         self._text, self._at = left + chunk.decode("latin-1"), 0
 
-    def _broken(self, index: int, reason: str) -> tpokit.DataError:
-        cut = ", the file ends here" if self._ended and not self._next() else ""
-        return tpokit.DataError(f"{_place(self._path, index)}: {reason}{cut}")
+    def _broken(self, index: int, wanted: str) -> tpokit.DataError:
+        return tpokit.DataError(f"{_place(self._path, index)}: {wanted}, found {self._found()}")
+
+    def _found(self) -> str:
+        return repr(self._next()) if self._next() else "the end of the file"
 
 
 def _place(path: Path, index: int) -> str:

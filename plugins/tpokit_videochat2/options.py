@@ -26,8 +26,9 @@ class VideoChat2Options(Options):
         frames_max: See ``rate``.
         pick: Which frame of each of the equal parts of a video: the ``middle`` one, or in training
             a ``random`` one.
-        short_videos: What happens to a video with fewer frames than ``frames``: an ``error``, or
-            frames are seen more than once (``repeat``, as in the released loop).
+        short_videos: What happens to a video with fewer frames than ``frames``: an ``error``,
+            frames are seen more than once (``repeat``, as in the released loop), or only those that
+            are there are seen (``fewer``).
         template: The prompt: ``chat`` and ``app`` as the two of TPO's release, ``videochat2`` as
             in the training of VideoChat2.
         timestamps: Whether the prompt says when the frames were taken: when the question ``asked``
@@ -47,7 +48,7 @@ class VideoChat2Options(Options):
     rate: float | None = Field(default=None, gt=0)
     frames_max: int = Field(default=64, ge=1)
     pick: Literal["middle", "random"] = "middle"
-    short_videos: Literal["error", "repeat"] = "error"
+    short_videos: Literal["error", "repeat", "fewer"] = "error"
     template: Literal["chat", "app", "videochat2"] = "chat"
     timestamps: Literal["asked", "always", "never"] = "asked"
     instruction: Literal["none", "system", "question"] = "none"

@@ -109,14 +109,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; the folder of a model has its tokenizer in it")
     named = {name: _token_text(settings[name]) for name in _SPECIAL if settings.get(name)}
+    named |= {name: settings[name] for name in ("model_max_length",) if settings.get(name)}
     try:
         return PreTrainedTokenizerFast(
-            tokenizer_file=str(path),
-            clean_up_tokenization_spaces=False,
-            model_max_length=settings.get("model_max_length"),
-            **named,
+            tokenizer_file=str(path), clean_up_tokenization_spaces=False, **named
         )
-    except Exception as cause:  # noqa: BLE001 - the library's own reader raises nothing narrower
+    except Exception as cause:  # the library's own reader raises nothing narrower
         raise CheckpointError(f"{path} is broken: {cause}") from cause
 
 

@@ -13,56 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import InstructBlipVisionConfig
-from transformers.models.instructblip.modeling_instructblip import InstructBlipEncoderLayer
 
 from tpokit.errors import DataError, UsageError
-from tpokit_videochat2.clips import ClipOrder, Run, attention_by_clip
+from tpokit_videochat2.blocks import PatchEmbedding, block_config, clip_settings, make_block
+from tpokit_videochat2.clips import ClipOrder, Run
 from tpokit_videochat2.config import VisionOptions
 from tpokit_videochat2.positions import PositionSizes, position_table
-
-_INITIAL_DEVIATION = 0.02
-
-
-class PatchEmbedding(nn.Conv3d):
-    """Pixels to patches, each frame for itself.
-
-    Its weight ``[c, 3, 1, patch, patch]`` is stored as released, for a convolution over time as
-    well; over one frame that is the same as one over the picture, for which libraries are faster.
-    """
-
-    def __init__(self, width: int, patch: int) -> None:
-        """Make it; ``patch`` is the side of a patch in pixels."""
-        super().__init__(3, width, (1, patch, patch), stride=(1, patch, patch))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Frames ``[f, 3, side, side]`` to patches ``[f, p, c]``, row by row."""
-        weight = self.weight.squeeze(2)
-        pictures = nn.functional.conv2d(
-            pixels.to(weight.dtype), weight, self.bias, stride=self.stride[1:]
-        )
-        return pictures.flatten(2).transpose(1, 2)
-
-
-class QueryKeyValue(nn.Module):
-    """Queries, keys and values in one product; keys have no bias, and as released none is stored.
-
-    Attributes:
-        weight: ``[3 c, c]``, rows of queries, keys, values.
-        q_bias, v_bias: ``[c]``.
-    """
-
-    def __init__(self, width: int) -> None:
-        """Make it; the weight is left to `VisionTower`."""
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(3 * width, width))
-        self.q_bias = nn.Parameter(torch.zeros(width))
-        self.v_bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, states: Tensor) -> Tensor:
-        """``[..., c]`` to ``[..., 3 c]``."""
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return nn.functional.linear(states, self.weight, bias)
 
 
 class VisionTower(nn.Module):
@@ -70,7 +26,7 @@ class VisionTower(nn.Module):
 
     Attributes:
         patch_embed: Pixels to patches.
-        blocks: transformers' layers, with a `QueryKeyValue` each.
+        blocks: transformers' layers, with a `ClipAttention` each.
     """
 
     def __init__(self, sizes: VisionOptions, attention: str = "sdpa") -> None:
@@ -88,17 +44,9 @@ class VisionTower(nn.Module):
         self._grid = sizes.image_size // sizes.patch_size
         self._attention = attention
         self._recompute = False
-        config = InstructBlipVisionConfig(
-            hidden_size=sizes.hidden_size,
-            intermediate_size=sizes.intermediate_size,
-            num_attention_heads=sizes.heads,
-            layer_norm_eps=sizes.layer_norm_eps,
-            hidden_act="gelu",
-            attention_dropout=0.0,
-            attn_implementation=attention_by_clip(attention),
-        )
+        config = block_config(sizes, attention)
         self.patch_embed = PatchEmbedding(sizes.hidden_size, sizes.patch_size)
-        self.blocks = nn.ModuleList(_block(config) for _ in range(sizes.layers))
+        self.blocks = nn.ModuleList(make_block(config) for _ in range(sizes.layers))
 
     def forward(
         self, pixels: Tensor, frames: Sequence[int], layers: Sequence[int] = (-1,)
@@ -123,7 +71,8 @@ class VisionTower(nn.Module):
         if clips.order is not None:
             pixels = pixels[clips.order]
         states = self._placed(self.patch_embed(pixels), clips.runs)
-        settings = clips.attention_arguments(self._grid**2, self._attention, pixels.device)
+        runs = [Run(run.clips, run.length * self._grid**2) for run in clips.runs]
+        settings = clip_settings(runs, self._attention, pixels.device)
         features = self._outputs(states, kept, settings).reshape(len(pixels), self._grid**2, -1)
         return features if clips.back is None else features[clips.back]
 
@@ -161,23 +110,19 @@ class VisionTower(nn.Module):
     def _outputs(self, states: Tensor, kept: Sequence[int], settings: dict[str, Any]) -> Tensor:
         """Outputs of the blocks ``kept``, joined along the width."""
         outputs: dict[int, Tensor] = {}
-        for index in range(self._blocks_to_run(kept)):
+        count = self._blocks_to_run(kept)
+        for index in range(count):
             block = self.blocks[index]
             if self._recompute and torch.is_grad_enabled():
-                states = checkpoint(
-                    block,
-                    states,
-                    use_reentrant=False,  # the other way, LoRA behind frozen patches learns nothing
-                    preserve_rng_state=False,  # nothing in a block is random
-                    **settings,
-                )
+                # non-reentrant: the other way, blocks behind frozen patches learn nothing
+                states = checkpoint(block, states, use_reentrant=False, **settings)
             else:
                 states = block(states, **settings)
             if index in kept:
                 outputs[index] = states
         joined = [outputs[index] for index in kept]
         features = joined[0] if len(joined) == 1 else torch.cat(joined, dim=-1)
-        if len(self.blocks) - 1 not in outputs and states.requires_grad:
+        if count - 1 not in outputs:
             # Trained blocks behind the wanted ones: with no gradient at all they would stop DDP.
             features = features + 0.0 * states[0, 0].sum()
         return features
@@ -213,15 +158,3 @@ class VisionTower(nn.Module):
                 f"clips have {list(frames)} frames, {sum(frames)} together; the pixels are of "
                 f"{len(pixels)} frames"
             )
-
-
-def _block(config: InstructBlipVisionConfig) -> InstructBlipEncoderLayer:
-    """A layer with fresh weights, as timm draws them."""
-    block = InstructBlipEncoderLayer(config)
-    block.self_attn.qkv = QueryKeyValue(config.hidden_size)
-    for module in block.modules():
-        if isinstance(module, nn.Linear | QueryKeyValue):
-            nn.init.trunc_normal_(module.weight, std=_INITIAL_DEVIATION)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
-    return block

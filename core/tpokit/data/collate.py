@@ -78,10 +78,16 @@ class Collator:
             targets=targets,
             contexts={task: self.context(task, _calls(examples, starts, task)) for task in tasks},
             questions=self._last_questions(examples, starts),
-            media=self.processor.collate_media([example.views for example in examples]),
+            media=self._media(examples),
             counts=counts,
             samples=tuple(f"{example.source}/{example.sample.id}" for example in examples),
         )
+
+    def _media(self, examples: Sequence[Example]) -> dict[str, Any]:
+        views = [example.views for example in examples]
+        turns = [example.sample.turns for example in examples]
+        media = self.processor.collate_media(views)
+        return media and {**media, **self.processor.collate_instructions(turns, views)}
 
     def _slots(self, task: str) -> int:
         return len(self.tokens.tasks[task].slots)

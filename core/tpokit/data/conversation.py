@@ -3,6 +3,7 @@
 The text is rendered once by the backbone's own chat template, with a stand-in for each answer. So
 every character of the prompt comes from the template, and the labels are exactly the answers with
 their end of turn: joining the unlabelled and the labelled pieces gives the rendered text again.
+How these become tokens: `tpokit.data.pieces`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from tpokit.data.media import read_media
+from tpokit.data.pieces import Piece, mark_words, tokenize, unmarked
 from tpokit.errors import DataError, UsageError
 from tpokit.interfaces import Processor, TaskHead
 from tpokit.tokens import TokenTable, mark, marked_tasks
 from tpokit.types import IGNORED, Example, MediaNeed, Sample, Seen, Turn, View
 
-_STAND_IN = re.compile("\ue000(\\d+)\ue001")
-_QUESTION = re.compile("\ue002(\\d+)\ue003")
 _MEDIA_MARK = re.compile(r"<(image|video)>")
+_OWN_MARKS = re.compile("[\ue000-\ue01f]")
+"""Private characters that mark places in a prompt: here, in `pieces`, in templates of plugins."""
 BACKBONE = "backbone"
 """Key of the backbone's own view among the views of a medium."""
 
@@ -50,6 +52,7 @@ class Encoder:
         source: str,
         answer_next: bool = False,
         random: np.random.Generator | None = None,
+        answer_prefix: str = "",
     ) -> Example:
         """Encode a sample.
 
@@ -59,10 +62,12 @@ class Encoder:
             answer_next: Open an answer at the end and learn nothing: the form that generation goes
                 on from. A final answer of the sample is left out.
             random: In training, for frames at random times; ``None``: the middles.
+            answer_prefix: With ``answer_next``, words that the answer begins with.
 
         Raises:
             DataError: Marks and targets do not fit together, an annotation or a medium is wrong, or
                 the sample is longer than ``max_length``.
+            UsageError: There is a mark of a task in the ``answer_prefix``.
         """
         where = f"{source}/{sample.id}"
         turns = (
@@ -72,13 +77,15 @@ class Encoder:
         )
         self._check(sample, turns, where, answer_next)
         views = self._views(sample, where, answer_next, random)
-        ids: list[int] = []
-        labels: list[int] = []
-        questions: list[list[int]] = [[] for turn in turns if turn.role == "user"]
-        for piece in self._pieces(sample, turns, views[BACKBONE], where, answer_next):
-            found = self._tokenize(piece, len(ids), questions)
-            ids += found
-            labels += found if piece.learnt else [IGNORED] * len(found)
+        pieces = self._pieces(sample, turns, views[BACKBONE], where, answer_next)
+        if answer_prefix:
+            pieces.append(self._prefix(answer_prefix))
+        asked = sum(turn.role == "user" for turn in turns)
+        found = tokenize(pieces, self.processor.tokenizer, self.processor.whole_text, asked)
+        ids = self.tokens.from_tokenizer(found.ids)
+        labels = [
+            token if learnt else IGNORED for token, learnt in zip(ids, found.learnt, strict=True)
+        ]
         if len(ids) > self.max_length:
             raise DataError(
                 f"{where}: {len(ids)} tokens, but at most {self.max_length} fit (run.max_length); "
@@ -97,7 +104,7 @@ class Encoder:
             given={},
             views=views[BACKBONE],
             head_views={task: found for task, found in views.items() if task != BACKBONE},
-            questions=questions,
+            questions=found.questions,
         )
         self._annotate(example, turns)
         return example
@@ -190,70 +197,91 @@ class Encoder:
         views: Sequence[View],
         where: str,
         answer_next: bool,
-    ) -> list[_Piece]:
+    ) -> list[Piece]:
         """The rendered text, cut into pieces that are learnt and pieces that are not."""
         answers: list[str] = []
-        asked = _Asked()
+        asked = 0
         messages: list[dict[str, Any]] = []
         front = [] if _has_media_marks(turns) else [medium.kind for medium in sample.media]
         for turn in turns:
-            try:
-                text = self.tokens.spell_out(turn.text, turn.role, where)
-            except UsageError as cause:
-                raise DataError(str(cause)) from cause
+            text = self._spelled_out(turn, where)
             if turn.role == "assistant":
                 answers.append(text)
                 text = f"\ue000{len(answers) - 1}\ue001"
             parts = [{"type": kind} for kind in front] if turn.role == "user" else []
             front = front if turn.role != "user" else []
             content = _content(text)
-            if turn.role == "user" and self._words_wanted:
-                asked.put_stand_ins(content)
+            for part in content:
+                if turn.role == "user" and "text" in part and self._words_wanted:
+                    part["text"] = mark_words(part["text"], asked)
+            asked += turn.role == "user"
             messages.append({"role": turn.role, "content": parts + content})
         marks = sum(part["type"] != "text" for message in messages for part in message["content"])
         if marks != len(sample.media):
             raise DataError(
                 f"{where}: {marks} media marks in the turns, but {len(sample.media)} media"
             )
-        rendered = self.processor.expand(self.processor.render(messages, answer_next), views)
-        pieces: list[_Piece] = []
+        try:
+            text = self.processor.expand(self.processor.render(messages, answer_next), views)
+        except DataError as cause:
+            raise DataError(f"{where}: {cause}") from cause
+        return self._cut(text, answers)
+
+    def _spelled_out(self, turn: Turn, where: str) -> str:
+        """A turn with task tokens in the place of marks."""
+        answer = turn.role == "assistant"
+        for words in [turn.text] if answer else _MEDIA_MARK.split(turn.text)[::2]:
+            self._refuse_reserved(words, where)
+        try:
+            return self.tokens.spell_out(turn.text, turn.role, where)
+        except UsageError as cause:
+            raise DataError(str(cause)) from cause
+
+    def _cut(self, rendered: str, answers: Sequence[str]) -> list[Piece]:
+        """Put the answers in the place of their stand-ins, each with what else the model writes of
+        its turn.
+        """
+        written = re.compile(
+            f"({re.escape(self.processor.start_of_turn)})?\ue000(\\d+)\ue001"
+            f"( *{re.escape(self.processor.end_of_turn)})?"
+        )
+        pieces: list[Piece] = []
         start = 0
-        end_of_turn = self.processor.end_of_turn
-        for found in _STAND_IN.finditer(rendered):
-            pieces.append(asked.restore(rendered[start : found.start()]))
-            ends = rendered.startswith(end_of_turn, found.end())
-            answer = answers[int(found.group(1))] + (end_of_turn if ends else "")
-            pieces.append(_Piece(answer, learnt=True))
-            start = found.end() + (len(end_of_turn) if ends else 0)
-        pieces.append(asked.restore(rendered[start:]))
+        for found in written.finditer(rendered):
+            before, number, behind = found.groups(default="")
+            pieces.append(unmarked(rendered[start : found.start()]))
+            pieces.append(Piece(before + answers[int(number)] + behind, learnt=True))
+            start = found.end()
+        pieces.append(unmarked(rendered[start:]))
         return [piece for piece in pieces if piece.text]
+
+    def _prefix(self, text: str) -> Piece:
+        """The first words of an answer that is still to be written."""
+        self._refuse_reserved(text, "answer prefix")
+        if self.tokens.spell_out(text, "assistant", "answer prefix") != text:
+            raise UsageError(
+                f"answer prefix {text!r}: a head is called by what the model writes, so no mark of "
+                "a task can stand in it"
+            )
+        return Piece(self.processor.start_of_turn + text, learnt=True)
+
+    def _refuse_reserved(self, text: str, where: str) -> None:
+        own = _OWN_MARKS.search(text)
+        if own is not None:
+            raise DataError(
+                f"{where}: the text holds the private character U+{ord(own.group()):04X}, by which "
+                "places in prompts are marked; take it out"
+            )
+        for word in self.processor.reserved:
+            if word in text:
+                raise DataError(
+                    f"{where}: the text holds {word!r}, the word in whose place the backbone puts "
+                    "media; take it out, or mark a medium by <image> or <video>"
+                )
 
     @property
     def _words_wanted(self) -> bool:
         return any(head.context_need().question for head in self.heads.values())
-
-    def _tokenize(self, piece: _Piece, start: int, questions: list[list[int]]) -> list[int]:
-        """Ids of a piece; positions of the words of questions in it are noted, counted from
-        ``start``.
-        """
-        tokenizer = self.processor.tokenizer
-        if not piece.questions:
-            found = tokenizer(piece.text, add_special_tokens=False)
-            return self.tokens.from_tokenizer(found["input_ids"])
-        if not getattr(tokenizer, "is_fast", False):
-            raise UsageError(
-                f"{type(tokenizer).__name__} does not tell where its tokens stand in the text (it "
-                "is no fast tokenizer), so the words of a question cannot be found; choose other "
-                "text features for the head"
-            )
-        found = tokenizer(piece.text, add_special_tokens=False, return_offsets_mapping=True)
-        for first, last, turn in piece.questions:
-            questions[turn] += [
-                start + index
-                for index, (begin, end) in enumerate(found["offset_mapping"])
-                if begin < last and first < end
-            ]
-        return self.tokens.from_tokenizer(found["input_ids"])
 
     def _find(
         self, ids: list[int], labels: list[int], where: str
@@ -304,44 +332,6 @@ class Encoder:
                 head.read_given(value, seen)
                 for value, seen in zip(sample.given.get(task, ()), givers, strict=True)
             ]
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Text that is learnt or not; ``questions``: first and last character and number of the user
-    turn of each question in it.
-    """
-
-    text: str
-    learnt: bool = False
-    questions: tuple[tuple[int, int, int], ...] = ()
-
-
-class _Asked:
-    """Keeps the words of user turns while a template is filled in, to find them in its text."""
-
-    def __init__(self) -> None:
-        self._texts: list[tuple[str, int]] = []  # words and the number of their user turn
-        self._turns = 0
-
-    def put_stand_ins(self, content: list[dict[str, str]]) -> None:
-        """Take the words out of the parts of one user turn."""
-        for part in content:
-            if part["type"] == "text":
-                self._texts.append((part["text"], self._turns))
-                part["text"] = f"\ue002{len(self._texts) - 1}\ue003"
-        self._turns += 1
-
-    def restore(self, text: str) -> _Piece:
-        """Put the words back into a piece of the rendered text."""
-        whole, places, start = "", [], 0
-        for found in _QUESTION.finditer(text):
-            words, turn = self._texts[int(found.group(1))]
-            whole += text[start : found.start()]
-            places.append((len(whole), len(whole) + len(words), turn))
-            whole += words
-            start = found.end()
-        return _Piece(whole + text[start:], questions=tuple(places))
 
 
 def _has_media_marks(turns: Sequence[Turn]) -> bool:

@@ -21,6 +21,8 @@ from tpokit.interfaces.weights import (
     BackboneWeightRules,
     Place,
     Published,
+    Shape,
+    Shapes,
     WeightRules,
 )
 
@@ -41,6 +43,8 @@ __all__ = [
     "Place",
     "Processor",
     "Published",
+    "Shape",
+    "Shapes",
     "TaskHead",
     "WeightRules",
 ]

@@ -18,7 +18,7 @@ from tpokit.errors import UsageError
 from tpokit.interfaces.connectors import ConnectorChoice
 from tpokit.options import NoOptions
 from tpokit.options import Options as AnyOptions
-from tpokit.types import MediaNeed, View
+from tpokit.types import MediaNeed, Turn, View
 
 
 class Processor(ABC):
@@ -28,12 +28,20 @@ class Processor(ABC):
     Attributes:
         tokenizer: A transformers tokenizer.
         end_of_turn: What an answer ends with in the template and the model must learn to write.
+        start_of_turn: What an answer begins with in the template, behind the words that open it,
+            and the model must learn to write.
         max_length: Longest sequence of the model, in tokens.
+        whole_text: The tokens of a turn depend on what stands before it: the text is tokenised as
+            a whole. The tokenizer must say where its tokens stand (a fast one).
+        reserved: Words whose place tokens of media take; no text may hold one.
     """
 
     tokenizer: Any
     end_of_turn: str
+    start_of_turn: str = ""
     max_length: int
+    whole_text: bool = False
+    reserved: tuple[str, ...] = ()
 
     @abstractmethod
     def media_need(self) -> MediaNeed:
@@ -49,7 +57,8 @@ class Processor(ABC):
             answer_next: End with the words that open an answer.
 
         Returns:
-            Text with one placeholder for each medium.
+            Text with one placeholder for each medium. The characters U+E010 to U+E01F, which no
+            message holds, may mark places for `expand`.
         """
 
     @abstractmethod
@@ -63,6 +72,21 @@ class Processor(ABC):
     @abstractmethod
     def collate_media(self, views: Sequence[Sequence[View]]) -> dict[str, Any]:
         """Pixels of a batch, as the backbone's `Backbone.embed` wants them; ``views`` by sample."""
+
+    def collate_instructions(
+        self, turns: Sequence[Sequence[Turn]], views: Sequence[Sequence[View]]
+    ) -> dict[str, Any]:
+        """What a connector that reads an instruction is told, one row for each medium of a batch.
+
+        Args:
+            turns: By sample; only what stands before the first answer may be used, which is there
+                in inference as well.
+            views: By sample.
+
+        Returns:
+            Entries besides those of `collate_media`, for batches with media; default: none.
+        """
+        return {}
 
     def collate_frames(self, views: Sequence[View]) -> Any:
         """Pixels of all frames of some views, as `Backbone.encode_frames` wants them.

@@ -88,6 +88,11 @@ class Connector(nn.Module, ABC):
         return FeatureNeed()
 
     @classmethod
+    def reads_instruction(cls, options: AnyOptions) -> bool:
+        """Whether it reads an `Instruction`; default: no."""
+        return False
+
+    @classmethod
     @abstractmethod
     def tokens(cls, options: AnyOptions, host: ConnectorHost, frames: int) -> int:
         """How many tokens a clip of so many frames gives; asked in data workers, without weights.
@@ -132,6 +137,10 @@ class ConnectorChoice:
     def feature_need(self) -> FeatureNeed:
         """See `Connector.feature_need`."""
         return self.factory.feature_need(self.options)
+
+    def reads_instruction(self) -> bool:
+        """See `Connector.reads_instruction`."""
+        return self.factory.reads_instruction(self.options)
 
     def tokens(self, host: ConnectorHost, frames: int) -> int:
         """See `Connector.tokens`."""

@@ -56,6 +56,11 @@ class QFormerConnector(Connector):
         return FeatureNeed(cast(QFormerOptions, options).vision_layers)
 
     @classmethod
+    def reads_instruction(cls, options: tpokit.Options) -> bool:
+        """With a vocabulary."""
+        return cast(QFormerOptions, options).vocabulary > 0
+
+    @classmethod
     def tokens(cls, options: tpokit.Options, host: ConnectorHost, frames: int) -> int:
         """One for each query."""
         assert isinstance(options, QFormerOptions)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file
-from transformers import AttentionInterface, VideoMAEConfig, VideoMAEModel
+from transformers import VideoMAEConfig, VideoMAEModel
 
 from tpokit import DataError, UsageError
-from tpokit_videochat2 import clips
+from tpokit_videochat2 import blocks
 from tpokit_videochat2.config import IMAGENET_MEAN, IMAGENET_STD, VisionOptions
 from tpokit_videochat2.vision import VisionTower
 
@@ -164,6 +164,7 @@ def test_it_equals_videomae_in_features_and_gradients():
             "attention.attention.query.weight": query,
             "attention.attention.query.bias": qkv.q_bias,
             "attention.attention.key.weight": key,
+            "attention.attention.key.bias": torch.zeros_like(qkv.q_bias),
             "attention.attention.value.weight": value,
             "attention.attention.value.bias": qkv.v_bias,
         }
@@ -176,7 +177,10 @@ def test_it_equals_videomae_in_features_and_gradients():
         ):
             inner |= {f"{theirs}.{kind}": tensor for kind, tensor in ours.named_parameters()}
         weights |= {f"encoder.layer.{number}.{name}": tensor for name, tensor in inner.items()}
-    videomae.load_state_dict(weights, strict=True)
+    result = videomae.load_state_dict(weights, strict=False)
+    assert not result.missing_keys
+    # in transformers 5.23 keys have no bias, in 5.17 they have; one that is zero changes nothing
+    assert {name.rpartition("attention.")[2] for name in result.unexpected_keys} <= {"key.bias"}
 
     pixels = pixels_of(8)
     # the table over 4 frames of 2 x 2 patches is VideoMAE's, if that is the grid of pretraining
@@ -245,20 +249,20 @@ def test_every_module_is_called_once_whatever_the_clips_are():
 
 def test_attention_is_called_once_for_each_length(monkeypatch):
     batches = []
-    inner = clips.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    inner = blocks.ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def watched(module, query, *others, **settings):
         batches.append(tuple(query.shape))
         return inner(module, query, *others, **settings)
 
-    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", watched)
+    monkeypatch.setitem(blocks.ALL_ATTENTION_FUNCTIONS, "sdpa", watched)
     tiny(layers=1)(pixels_of(sum(MIXED)), MIXED)
     assert batches == [(2, 3, 4, 8), (1, 3, 8, 8), (1, 3, 12, 8), (2, 3, 20, 8)]
 
 
 def test_flash_attention_is_told_where_clips_end(monkeypatch):
     """On a CPU: transformers' door to it is replaced by one that reads the ends of the clips."""
-    inner = clips.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    inner = blocks.ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def by_ends(module, query, key, value, mask=None, **settings):
         settings.pop("attention_mask", None)
@@ -274,8 +278,8 @@ def test_flash_attention_is_told_where_clips_end(monkeypatch):
 
     pixels = pixels_of(sum(MIXED))
     expected = tiny()(pixels, MIXED)
-    monkeypatch.setattr(clips, "is_flash_attn_2_available", lambda: True)
-    monkeypatch.setitem(AttentionInterface._global_mapping, "flash_attention_2", by_ends)
+    monkeypatch.setattr(blocks, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setitem(blocks.ALL_ATTENTION_FUNCTIONS, "flash_attention_2", by_ends)
     assert torch.allclose(tiny("flash_attention_2")(pixels, MIXED), expected, atol=1e-5)
 
 
@@ -326,7 +330,7 @@ def test_recomputing_activations_changes_neither_features_nor_gradients(lengths)
     weighted(plain).backward()
     expected = gradients(tower)
     runs = []
-    tower.blocks[0].mlp.register_forward_hook(lambda *_: runs.append(1))
+    tower.blocks[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     tower.gradient_checkpointing_enable()
     features = tower(pixels, lengths, (-1, -2))
     assert torch.equal(features, plain)
@@ -378,7 +382,7 @@ def test_fresh_weights_follow_the_seed_and_can_learn():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
 
 
@@ -425,5 +429,5 @@ def test_layers_that_are_not_there_are_refused(layers):
 def test_attention_that_is_not_there_is_refused():
     with pytest.raises(UsageError, match=r"'flash_attention_2' needs a GPU and .* flash-attn"):
         VisionTower(TINY, "flash_attention_2")
-    with pytest.raises(UsageError, match="'fast' is not known; it must be one of eager, sdpa, fla"):
+    with pytest.raises(UsageError, match="'fast' is not known; it must be one of sdpa, eager, fla"):
         VisionTower(TINY, "fast")

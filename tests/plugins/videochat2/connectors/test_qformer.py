@@ -160,7 +160,8 @@ def test_an_instruction_of_no_words_is_none():
 def test_without_an_instruction_the_text_side_gets_gradients_of_zero():
     made = tiny(vocabulary=9)
     made(torch.randn(2, 6, 6), [1, 1]).square().sum().backward()
-    text = {n: p.grad for n, p in made.named_parameters() if n not in tiny().state_dict()}
+    wordless = tiny().state_dict()
+    text = {name: p.grad for name, p in made.named_parameters() if name not in wordless}
     assert len(text) == 2 + 3 * 6  # two tables; of each layer two linear layers and a norm
     assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in text.values())
 
