@@ -18,6 +18,7 @@ BENCH = Path(__file__).parent.parent / "bench"
         "mask_tracking",
         "mask_training",
         "video_reading",
+        "visual_path",
     ],
 )
 def test_a_bench_runs_at_small_size_and_prints_its_ratio(name, monkeypatch, capsys):

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PrivateAttr,
-    Tag,
-)
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag
 
 from tpokit.errors import UsageError
+from tpokit.recipe_values import (
+    Count,
+    Expression,
+    Name,
+    Rate,
+    Share,
+    Shares,
+    Weight,
+    Whole,
+    one_or_many,
+)
 
 SCHEMA = 1
 """Version of the recipe's schema."""
@@ -34,42 +35,6 @@ WORD_TERMS = ("language", "assign")
 
 Mode = Literal["full", "lora", "frozen"]
 SlotOrder = Literal["after_trigger", "before_trigger"]
-
-
-def _no_truth(value: Any) -> Any:
-    """Refuse ``true`` where a number is wanted; pydantic would read it as 1."""
-    if isinstance(value, bool):
-        raise ValueError(f"{value!r} is not a number")  # noqa: TRY004 - pydantic reports only this
-    return value
-
-
-def _is_expression(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as cause:
-        raise ValueError(f"{text!r} is no regular expression: {cause}") from cause
-    return text
-
-
-def _adds_up(mix: dict[str, float]) -> dict[str, float]:
-    total = sum(mix.values())
-    if abs(total - 1) > 1e-6:
-        raise ValueError(f"shares add up to {total:g}, they must add up to 1")
-    return mix
-
-
-Number = Annotated[float, BeforeValidator(_no_truth), Field(allow_inf_nan=False)]
-Weight = Annotated[Number, Field(ge=0)]
-Rate = Annotated[Number, Field(gt=0)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Whole = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
-Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Expression = Annotated[str, Field(min_length=1), AfterValidator(_is_expression)]
-
-
-def _one_or_many(value: Any) -> str:
-    return "<many>" if isinstance(value, (dict, BaseModel)) else "<one>"
 
 
 class Entry(BaseModel):
@@ -158,19 +123,19 @@ TrainSection = dict[
     str,
     Annotated[
         Annotated[Mode, Tag("<one>")] | Annotated[TrainEntry, Tag("<many>")],
-        Discriminator(_one_or_many),
+        Discriminator(one_or_many),
     ],
 ]
 LossSection = dict[
     str,
     Annotated[
         Annotated[Weight, Tag("<one>")] | Annotated[TaskLoss, Tag("<many>")],
-        Discriminator(_one_or_many),
+        Discriminator(one_or_many),
     ],
 ]
 RateSection = Annotated[
     Annotated[Rate, Tag("<one>")] | Annotated[dict[str, Rate], Tag("<many>")],
-    Discriminator(_one_or_many),
+    Discriminator(one_or_many),
 ]
 
 
@@ -194,7 +159,7 @@ class StageEntry(Entry):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
     train: Annotated[TrainSection, Field(min_length=1)]
     learning_rate: RateSection
-    mix: Annotated[dict[str, Rate], Field(min_length=1), AfterValidator(_adds_up)]
+    mix: Shares
     samples_per_step: Count
     steps: Count
     warmup: Share = 0.0

@@ -97,3 +97,18 @@ def tpokit_sources() -> list[tpokit.SourceSpec]:
             summary="GOT-10k as published: tracks of boxes, by given box",
         ),
     ]
+
+
+@tpokit.hookimpl
+def tpokit_weights() -> list[tpokit.WeightsSpec]:
+    """Rules for its published weights."""
+    return [
+        tpokit.WeightsSpec(
+            name="mask_of_videochat_tpo",
+            format="videochat_tpo",
+            of="head",
+            plugin="mask",
+            factory="tpokit_mask.released_weights:MaskReleasedWeights",
+            summary="the mask head of VideoChat-TPO, with its SAM 2",
+        )
+    ]

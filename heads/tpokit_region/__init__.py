@@ -67,3 +67,18 @@ def tpokit_drawings() -> list[tpokit.DrawingSpec]:
             summary="a numbered outline around each box",
         )
     ]
+
+
+@tpokit.hookimpl
+def tpokit_weights() -> list[tpokit.WeightsSpec]:
+    """Rules for its published weights."""
+    return [
+        tpokit.WeightsSpec(
+            name="region_of_videochat_tpo",
+            format="videochat_tpo",
+            of="head",
+            plugin="region",
+            factory="tpokit_region.released_weights:RegionReleasedWeights",
+            summary="the region head of VideoChat-TPO",
+        )
+    ]

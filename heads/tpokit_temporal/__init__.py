@@ -105,3 +105,18 @@ def tpokit_sources() -> list[tpokit.SourceSpec]:
             summary="DiDeMo as published: a JSON list, several annotators, chunks of 5 s",
         ),
     ]
+
+
+@tpokit.hookimpl
+def tpokit_weights() -> list[tpokit.WeightsSpec]:
+    """Rules for its published weights."""
+    return [
+        tpokit.WeightsSpec(
+            name="temporal_of_videochat_tpo",
+            format="videochat_tpo",
+            of="head",
+            plugin="temporal",
+            factory="tpokit_temporal.released_weights:TemporalReleasedWeights",
+            summary="the temporal head of VideoChat-TPO",
+        )
+    ]

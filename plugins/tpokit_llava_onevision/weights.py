@@ -15,8 +15,7 @@ from typing import Any, Self, cast
 from torch import nn
 
 import tpokit
-from tpokit.interfaces import Place, Published
-from tpokit.interfaces.weights import Shapes
+from tpokit.interfaces import Place, Published, Shapes
 from tpokit_llava_onevision.backbone import LlavaOnevisionBackbone
 from tpokit_llava_onevision.checkpoint import read_config
 from tpokit_llava_onevision.processor import load_library

@@ -102,6 +102,7 @@ class VisionTower(nn.Module):
             runs, patches.split([clips * length for clips, length in runs]), strict=True
         ):
             table = position_table(shape, run.length, patches.device, patches.dtype)
+            # the table comes first: the sum then lies in memory as it does, not as a convolution's
             placed.append(table + piece.reshape(run.clips, -1, sizes.hidden_size))
         if len(placed) == 1:
             return placed[0]

@@ -106,6 +106,16 @@ def test_train_refuses_a_bad_recipe_with_its_type_and_no_traceback(capsys, recip
     assert err == f"RecipeError: {recipe} has 1 problem\n  seed  -1 must be at least 0\n"
 
 
+def test_what_a_recipe_lacks_to_be_trained_is_named(capsys, recipe):
+    for command in (("recipe", "check"), ("train",)):
+        code, out, err = run(capsys, *command, recipe, "--set", "data=", "--set", "stages=[]")
+        assert (code, out) == (2, "")
+        assert err.splitlines()[-2:] == [
+            "  data    must be given",
+            "  stages  must not be empty",
+        ]
+
+
 def test_train_refuses_an_unknown_stage(capsys, recipe):
     code, _, err = run(capsys, "train", recipe, "--stage", "joint")
     assert code == 2
@@ -140,7 +150,7 @@ def test_boxes_are_given_by_task_in_their_order_and_the_answer_is_drawn(
     capsys, monkeypatch, tmp_path
 ):
     asked = Asked()
-    monkeypatch.setattr("tpokit.inference.predictor.load", lambda run: asked)
+    monkeypatch.setattr("tpokit.inference.predictor.load", lambda run, slots: asked)
     (tmp_path / "a.mp4").write_text("")
     code, _, err = run(
         capsys,
@@ -193,7 +203,21 @@ def test_evaluate_hands_on_where_answers_go(capsys, monkeypatch, tmp_path):
     code, out, _ = run(capsys, "evaluate", "run", "--set", "seed=1", "--answers", str(path))
     assert code == 0
     assert "point.error" in out
-    assert heard == [((Path("run"), ["seed=1"]), {"answers": path})]
+    assert heard == [((Path("run"), ["seed=1"]), {"answers": path, "scored_on": None})]
+    run(capsys, "evaluate", "run", "--recipe", "other.yaml")
+    assert heard[1] == ((Path("run"), ()), {"answers": None, "scored_on": Path("other.yaml")})
+
+
+def test_predict_hands_on_when_slots_are_fed(capsys, monkeypatch):
+    heard = []
+    load = lambda run, slots: heard.append(slots) or Asked()  # noqa: E731 - three words
+    monkeypatch.setattr("tpokit.inference.predictor.load", load)
+    for more in ((), ("--slots", "before_trigger"), ("--slots", "after_trigger")):
+        assert run(capsys, "predict", "run", "--ask", "what?", *more)[0] == 0
+    assert heard == [None, "before_trigger", "after_trigger"]
+    code, _, err = run(capsys, "predict", "run", "--ask", "what?", "--slots", "never")
+    assert code == 2
+    assert err == "UsageError: --slots never: must be after_trigger or before_trigger\n"
 
 
 @pytest.mark.parametrize("verb", [["evaluate"], ["predict", "--ask", "what?"]])

@@ -7,7 +7,13 @@ import yaml
 
 from tpokit.errors import RecipeError, UsageError
 from tpokit.plugins import Plugins
-from tpokit.recipe import difference, load_recipe, open_recipe, parse_recipe
+from tpokit.recipe import (
+    difference,
+    evaluation_recipe,
+    load_recipe,
+    open_recipe,
+    parse_recipe,
+)
 
 STAGE = {
     "name": "assign",
@@ -68,6 +74,84 @@ def test_a_rate_may_be_given_by_part():
         PLAIN, overrides=["stages.assign.learning_rate={llm: 2e-5, bridge: 1e-4}"]
     )
     assert recipe.rates(recipe.stages[0]) == {"llm": 2e-5, "bridge": 1e-4}
+
+
+PATTERN = r"self_attn\.(q|v)_proj\.weight"
+
+
+def test_a_part_may_be_trained_in_part():
+    plain = changed()
+    plain["stages"][0]["train"]["llm"] = {"mode": "full", "only": PATTERN}
+    recipe = parse_recipe(plain)
+    assert recipe.modes("assign") == {"llm": "full", "bridge": "full"}
+    assert recipe.rates("assign") == {"llm": 1e-3, "bridge": 1e-3}
+    assert recipe.stages[0].patterns == {"llm": PATTERN}
+    again = parse_recipe(recipe.dump())
+    assert again.stages == recipe.stages
+    assert difference(parse_recipe(PLAIN), recipe) == [
+        "stages[0].train.llm: lora -> (not given)",
+        "stages[0].train.llm.mode: (not given) -> full",
+        f"stages[0].train.llm.only: (not given) -> {PATTERN}",
+    ]
+
+
+def test_a_head_may_learn_from_slots_that_a_saved_model_brings():
+    train = "stages[*].train={region: full}"
+    recipe = parse_recipe(PLAIN, overrides=[train, "init_from=../before"])
+    assert recipe.init_path == recipe.folder / "../before"
+    assert "add bridge: full" in problems(PLAIN, [train])["stages[0].train.region"]
+    assert difference(parse_recipe(PLAIN), parse_recipe(PLAIN, overrides=["init_from=a"])) == [
+        "init_from: None -> a"
+    ]
+
+
+def test_what_is_missing_to_train_is_named_at_once_and_may_be_missing_in_a_saved_model(plugins):
+    plain = changed()
+    for section in ("output", "data", "stages"):
+        del plain[section]
+    missing = dict.fromkeys(("output", "data", "stages"), "must be given")
+    assert problems(plain, plugins=plugins) == missing
+    recipe = parse_recipe(plain, plugins=plugins, model_only=True)
+    assert (recipe.data, recipe.stages) == ({}, ())
+    again = parse_recipe(recipe.dump(), plugins=plugins, model_only=True)
+    assert again.resolved() == recipe.resolved()
+
+
+# ---- scoring on another recipe
+
+
+def other_recipe(folder, **changes):
+    folder.mkdir()
+    path = folder / "other.yaml"
+    path.write_text(yaml.safe_dump(changed(evaluate={"data": ["chat"]}, **changes)))
+    return path
+
+
+def test_only_data_and_evaluation_of_the_other_recipe_count(tmp_path, plugins):
+    model = parse_recipe(changed(decoding={"slots": "before_trigger"}), plugins=plugins)
+    path = other_recipe(tmp_path / "there", seed=7, backbone={"plugin": "unknown"}, loraa=1)
+    scored = evaluation_recipe(model, path, ["evaluate.samples=3"], plugins)
+    assert (scored.evaluate.data, scored.evaluate.samples) == (("chat",), 3)
+    assert scored.folder == tmp_path / "there"
+    assert scored.data["chat"].options["scenes"] > 0  # checked and resolved by its plugin
+    assert (scored.seed, scored.backbone, scored.heads) == (0, model.backbone, model.heads)
+    assert scored.decoding.slots == "before_trigger"
+
+
+def test_mistakes_in_what_counts_of_the_other_recipe_are_named(tmp_path, plugins):
+    model = parse_recipe(PLAIN, plugins=plugins)
+    path = other_recipe(tmp_path / "there", data={"chatt": {"source": "shapes"}})
+    with pytest.raises(RecipeError) as told:
+        evaluation_recipe(model, path, [], plugins)
+    assert {problem.path for problem in told.value.problems} == {
+        "data.chatt.source",
+        "evaluate.data[0]",
+    }
+    with pytest.raises(UsageError, match=r"other.yaml has no data: section, on which"):
+        evaluation_recipe(model, other_recipe(tmp_path / "empty", data={}), [], plugins)
+
+
+# ---- numbers
 
 
 def test_numbers_in_short_scientific_form_are_numbers():
@@ -147,6 +231,41 @@ def test_fields_sections_and_plugins_are_all_reported_at_once(plugins):
         ("loss.language={weight: 1}", "loss.language", "is a single weight"),
         ("loss.assign=-1", "loss.assign", "-1 must be at least 0"),
         ("heads={llm: {plugin: region}}", "heads.llm", "a task cannot be called 'llm'"),
+        ("stages=", "stages", "must be given"),
+        ("data={}", "data", "must not be empty"),
+        ("output=", "output", "must be given"),
+        ("init_from=3", "init_from", "3 is not a path"),
+        ("decoding.slots=before", "decoding.slots", "did you mean 'before_trigger'?"),
+        (
+            "stages[1].train.region={mode: full, only: '('}",
+            "stages[1].train.region.only",
+            "'(' is no regular expression: missing ), unterminated subpattern at position 0",
+        ),
+        (
+            "stages[1].train.region={mode: full, only: ''}",
+            "stages[1].train.region.only",
+            "must not be empty",
+        ),
+        (
+            "stages[1].train.region={only: inner}",
+            "stages[1].train.region.mode",
+            "must be given",
+        ),
+        (
+            "stages[1].train.region={mode: full, onyl: inner}",
+            "stages[1].train.region.onyl",
+            "no such key; did you mean 'only'? (known: mode, only)",
+        ),
+        (
+            "stages[0].train.llm={mode: lora, only: q_proj}",
+            "stages[0].train.llm.only",
+            "goes with mode full, not with lora",
+        ),
+        (
+            "stages[0].train={llm: {mode: full, only: q_proj}, region: full}",
+            "stages[0].train.region",
+            "add bridge: full",
+        ),
     ],
 )
 def test_a_mistake_is_named_at_its_place(override, path, message):

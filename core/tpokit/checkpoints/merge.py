@@ -52,7 +52,7 @@ def merge(
     load_weights(model, recipe, folder)
     merge_lora(model.backbone)
     if dtype is not None:
-        model.to(_dtype(dtype))
+        model.to(float_dtype(dtype))
     text = _recipe_text(recipe, plugins)
     if output.exists():
         output.rmdir()  # empty; it gets its name when it is whole
@@ -103,7 +103,12 @@ def _merged_options(recipe: Recipe) -> dict[str, Any]:
     return {**kept, "model": _BACKBONE}
 
 
-def _dtype(name: str) -> torch.dtype:
+def float_dtype(name: str) -> torch.dtype:
+    """The number format of that name.
+
+    Raises:
+        UsageError: There is none, or it is one of whole numbers.
+    """
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise UsageError(

@@ -58,7 +58,7 @@ def files_of(
     Args:
         model, recipe: Of the run.
         stage: The last one that was trained.
-        started: Names of the files that the run began with.
+        started: Names of the files of the saved model that the stage started from.
     """
     names = {"bridge", *model.heads, *(name for name in started if name != LORA)}
     for done in recipe.stages[: recipe.stages.index(stage) + 1]:

@@ -78,7 +78,7 @@ class Encoder:
         self._check(sample, turns, where, answer_next)
         views = self._views(sample, where, answer_next, random)
         pieces = self._pieces(sample, turns, views[BACKBONE], where, answer_next)
-        if answer_prefix:
+        if answer_next and answer_prefix:
             pieces.append(self._prefix(answer_prefix))
         asked = sum(turn.role == "user" for turn in turns)
         found = tokenize(pieces, self.processor.tokenizer, self.processor.whole_text, asked)

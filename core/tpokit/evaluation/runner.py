@@ -25,7 +25,7 @@ from tpokit.inference.predictor import Predictor
 from tpokit.interfaces import Metric
 from tpokit.model import TpoModel
 from tpokit.plugins import Plugins
-from tpokit.recipe import Recipe, evaluation_recipe
+from tpokit.recipe import EvaluateEntry, Recipe, evaluation_recipe
 from tpokit.tokens import marked_tasks
 from tpokit.types import Media, MediaInfo, Sample, Seen
 
@@ -117,12 +117,7 @@ def evaluate_model(
             meant, if it has them) and what `Answer.to_json` gives. Written as
             they come; it has its name once all are there.
     """
-    wanted = recipe.evaluate
-    if wanted is None:
-        raise UsageError(
-            "the recipe has no evaluate: section; name its data entries there, or give a recipe "
-            "that has one by --recipe"
-        )
+    wanted = _wanted(recipe)
     sources = open_sources(recipe, plugins, wanted.data)
     sizes = {name: min(len(source), wanted.samples) for name, source in sources.items()}
     asked: list[_Asked] = []
@@ -167,7 +162,18 @@ def evaluate_run(
     plugins = plugins or Plugins.load(recipe.registry_path)
     if scored_on is not None:
         recipe = evaluation_recipe(recipe, scored_on, overrides, plugins)
+    _wanted(recipe)  # before a large model is loaded
     return evaluate_model(load_model(folder, plugins), recipe, plugins, answers=answers)
+
+
+def _wanted(recipe: Recipe) -> EvaluateEntry:
+    """What a recipe wants to be scored."""
+    if recipe.evaluate is None:
+        raise UsageError(
+            "the recipe has no evaluate: section; name its data entries there, or give a recipe "
+            "that has one by --recipe"
+        )
+    return recipe.evaluate
 
 
 class _Asked(NamedTuple):

@@ -66,6 +66,7 @@ class Predictor:
         *,
         given: Mapping[str, Sequence[Any]] | None = None,
         max_new_tokens: int = 128,
+        answer_prefix: str = "",
     ) -> Answer:
         """Ask one question.
 
@@ -76,6 +77,8 @@ class Predictor:
                 `tpokit.Media`.
             given: Task to values for its marks in the question; boxes are fractions.
             max_new_tokens: Most tokens that are written.
+            answer_prefix: Words that the answer begins with, such as ``Best option: (``; the text
+                of the answer is what the model writes behind them.
         """
         sample = Sample(
             id="question",
@@ -83,11 +86,19 @@ class Predictor:
             media=tuple(media_of(medium) for medium in media),
             given={task: tuple(values) for task, values in (given or {}).items()},
         )
-        return self.answer([sample], max_new_tokens)[0]
+        return self.answer([sample], max_new_tokens, answer_prefix=answer_prefix)[0]
 
-    def answer(self, samples: Sequence[Sample], max_new_tokens: int = 128) -> list[Answer]:
-        """Answer the last question of each sample in one batch; earlier turns are context."""
-        examples = [self._encoder.encode(sample, "ask", answer_next=True) for sample in samples]
+    def answer(
+        self, samples: Sequence[Sample], max_new_tokens: int = 128, *, answer_prefix: str = ""
+    ) -> list[Answer]:
+        """Answer the last question of each sample in one batch; earlier turns are context.
+
+        ``answer_prefix``: see `ask`.
+        """
+        examples = [
+            self._encoder.encode(sample, "ask", answer_next=True, answer_prefix=answer_prefix)
+            for sample in samples
+        ]
         device = next(self.model.parameters()).device
         batch = self._collator(examples).to(device)
         written = generate(self.model, batch, max_new_tokens, self._slots)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tpokit.answers import Answer
     from tpokit.parts import PartRow
     from tpokit.plugins import PluginRow
+    from tpokit.weights.report import WeightsReport
 
 _PLAIN_WIDTH = 200
 """Columns where there is no terminal: a table in a log must not be cut to 80."""
@@ -98,6 +99,28 @@ def score_table(scores: Mapping[str, Mapping[str, float]], title: str = "") -> N
     for measure in dict.fromkeys(name for column in scores.values() for name in column):
         cells = [column.get(measure) for column in scores.values()]
         table.add_row(Text(measure), *("-" if cell is None else f"{cell:.3f}" for cell in cells))
+    _console().print(table)
+
+
+def weights_table(report: WeightsReport) -> None:
+    """Print what became of published tensors: a line for those that begin alike and went the same
+    way.
+    """
+    numbers = ("tensors", "bytes")
+    table = _table(
+        f"{report.format}: {report.folder}", "published", *numbers, "state", "part", "why",
+        numbers=numbers,
+    )  # fmt: skip
+    for row in report.groups():
+        table.add_row(
+            Text(row.name),
+            f"{row.tensors:,}",
+            f"{row.bytes:,}",
+            row.state,
+            Text(", ".join(row.parts) or "-"),
+            Text(row.reason),
+        )
+    table.add_row("in all", f"{len(report.tensors):,}", f"{report.bytes:,}", "", "", "")
     _console().print(table)
 
 

@@ -123,9 +123,12 @@ class RunFolder:
         doomed = self._recipe.stages[0].name in self._doomed
         return not doomed and (self.start_model / MODEL_FILE).is_file()
 
-    def started(self) -> list[str]:
-        """Names of the files that the run began with."""
-        files: list[str] = described(self.start_model)["files"] if self.has_start() else []
+    def started(self, stage: StageEntry) -> list[str]:
+        """Names of the files of the saved model that a stage starts from."""
+        before = self.before(stage)
+        if before is None and self.has_start():
+            before = self.start_model
+        files: list[str] = [] if before is None else described(before)["files"]
         return files
 
     def note_done(self) -> None:

@@ -231,7 +231,7 @@ def _save(
     checkpoints: StageCheckpoints,
 ) -> None:
     wanted: dict[str, Tensor] = {}
-    started = job.ranks.once(job.folder.started)
+    started = job.ranks.once(lambda: job.folder.started(stage))
     for name in files_of(model, job.recipe, stage, started):
         wanted.update(file_tensors(model, name))
     state = trained_state(wanted, gather if job.recipe.run.engine in ZERO_STAGES else None)

@@ -79,7 +79,8 @@ def configuration(
     """
     if isinstance(size, Sam2Sizes):
         sizes = size if image_size is None else replace(size, image_size=image_size)
-        released, side, changes = "sam2.1_hiera_tiny", sizes.image_size, _own_sizes(sizes)
+        released = "sam2.1_hiera_tiny" if sizes.version == "2.1" else "sam2_hiera_tiny"
+        side, changes = sizes.image_size, _own_sizes(sizes)
     else:
         _check_released(size, image_size)
         released, side, changes = size, image_size or _RELEASED_IMAGE_SIZE, {}
@@ -113,7 +114,7 @@ def _image_size(side: int) -> dict[str, Any]:
 
 
 def _own_sizes(sizes: Sam2Sizes) -> dict[str, Any]:
-    """Settings for sizes of one's own, over those of a released 2.1."""
+    """Settings for sizes of one's own, over those of a released model."""
     width, memory_width = sizes.width, sizes.memory_width
     attention = {"embedding_dim": width, "dropout": sizes.dropout}
     return {

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from types import MappingProxyType
+from typing import Literal
 
 from tpokit.errors import UsageError
 
@@ -44,10 +45,10 @@ RELEASED: Mapping[str, ReleasedSize] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Sam2Sizes:
-    """Sizes of a SAM 2.1 of one's own; the defaults make one of 0.86 million parameters.
+    """Sizes of a SAM 2 of one's own; the defaults make one of 0.86 million parameters.
 
-    All else is as in the released 2.1 models. The two-way transformer of the mask decoder keeps
-    their inner width of 2048, so that it is most of a small model.
+    All else is as in the released models of its version. The two-way transformer of the mask
+    decoder keeps their inner width of 2048, so that it is most of a small model.
 
     Attributes:
         image_size: S, side of the square images in pixels; a multiple of 32.
@@ -67,6 +68,7 @@ class Sam2Sizes:
         dropout: Of the memory attention while it is trained; released: 0.1.
         memories: Frames whose spatial memory is attended to, prompted ones counting as one;
             released: 7.
+        version: Which released models it is like, see `ReleasedSize`.
     """
 
     image_size: int = 128
@@ -83,6 +85,7 @@ class Sam2Sizes:
     fuser_layers: int = 1
     dropout: float = 0.0
     memories: int = 3
+    version: Literal["2.1", "2.0"] = "2.1"
 
     def __post_init__(self) -> None:
         """Refuse what sam2 cannot build or compute.
@@ -101,6 +104,7 @@ class Sam2Sizes:
                 self.trunk_width % self.trunk_heads == 0
             ),
             f"memories must be at least 1, not {self.memories}": self.memories >= 1,
+            f"version must be 2.1 or 2.0, not {self.version}": self.version in ("2.1", "2.0"),
             f"stages must be four numbers of blocks, not {self.stages}": (
                 len(self.stages) == 4 and min(self.stages) > 0
             ),

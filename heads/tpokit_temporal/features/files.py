@@ -62,11 +62,14 @@ class FileExtractor(FeatureExtractor):
             folder: Relative folders start there.
 
         Raises:
-            UsageError: A folder is not there.
+            UsageError: A folder is not there, and the options say to look now.
         """
         self._options = options
-        self._folders = [_folder(folder, source) for source in options.video]
-        self._text_folder = None if options.text is None else _folder(folder, options.text)
+        must_exist = options.look == "at_start"
+        self._folders = [_folder(folder, source, must_exist) for source in options.video]
+        self._text_folder = (
+            None if options.text is None else _folder(folder, options.text, must_exist)
+        )
         self.video_width = sum(source.width for source in options.video)
         self.text_width = None if options.text is None else options.text.width
         self._clip_s = max(source.clip_s for source in options.video)
@@ -205,9 +208,9 @@ class FileExtractor(FeatureExtractor):
         return _scaled(rows) if text.normalise else rows
 
 
-def _folder(start: Path, source: VideoFiles | TextFiles) -> Path:
+def _folder(start: Path, source: VideoFiles | TextFiles, must_exist: bool) -> Path:
     folder = start / source.folder.expanduser()
-    if not folder.is_dir():
+    if must_exist and not folder.is_dir():
         raise tpokit.UsageError(f"features: there is no folder {folder}")
     return folder
 

@@ -158,6 +158,8 @@ class FileFeatures(Options):
             (rounded down and up), and files of one video from one another.
         clips_max: Most clips of a video; default any number. Up to ``slack_clips`` more are cut
             off, as published; the rows of a longer video are averaged into so many longer clips.
+        look: When a missing folder is an error: ``at_start``, or ``when_asked`` for moments, so
+            that a model with other heads runs without features.
     """
 
     kind: Literal["files"] = "files"
@@ -165,6 +167,7 @@ class FileFeatures(Options):
     text: TextFiles | None = None
     slack_clips: int = Field(default=1, ge=0)
     clips_max: int | None = Field(default=None, ge=1)
+    look: Literal["at_start", "when_asked"] = "at_start"
 
 
 FeatureOptions = Annotated[

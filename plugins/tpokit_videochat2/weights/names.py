@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tpokit.interfaces.weights import Place, Published, Shape
+from tpokit.interfaces import Place, Published, Shape
 from tpokit_videochat2.weights.sizes import QFormerSizes, VisionSizes
 
 Row = tuple[str, str, Shape]

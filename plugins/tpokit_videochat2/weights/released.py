@@ -1,5 +1,5 @@
-"""The format ``videochat_tpo``: the published VideoChat-TPO, a VideoChat2 over Mistral whose LLM has
-adapters on every linear layer and seven words more.
+"""The format ``videochat_tpo``: VideoChat-TPO as published, a VideoChat2 over Mistral with adapters
+on every linear layer of the LLM and seven words more.
 
 Source: OpenGVLab/TPO, inference/model.safetensors.index.json and modeling_videochate.py. Adapters
 may be missing, from all layers or from the output layer, so that a model without them can be
@@ -16,7 +16,7 @@ from torch import nn
 
 from tpokit import TokenTable
 from tpokit.errors import CheckpointError
-from tpokit.interfaces.weights import (
+from tpokit.interfaces import (
     AddedProduct,
     BackboneWeightRules,
     Place,
@@ -24,13 +24,20 @@ from tpokit.interfaces.weights import (
     Shapes,
 )
 from tpokit_videochat2.weights import tasks
-from tpokit_videochat2.weights.description import Description
+from tpokit_videochat2.weights.description import (
+    Description,
+    find_tokenizer,
+    mistral_config,
+    stated_config,
+    usual_config,
+)
 from tpokit_videochat2.weights.llm import BASE, OURS, block_tensors
 from tpokit_videochat2.weights.names import connector_tensors, vision_tensors
-from tpokit_videochat2.weights.of_model import ModelSizes, sizes_of_model
+from tpokit_videochat2.weights.of_model import sizes_of_model
 from tpokit_videochat2.weights.sizes import (
     LlmSizes,
     LoraSizes,
+    ModelSizes,
     QFormerSizes,
     VisionSizes,
     count_layers,
@@ -124,8 +131,11 @@ class VideoChatTpoWeights(BackboneWeightRules):
                 attention heads cannot be known.
         """
         sizes = self._sizes
-        description = Description.of_published(source, sizes)
-        description.check_words(sizes.llm.words, len(tasks.TOKENS), source)
+        config = stated_config(source) or usual_config(
+            sizes.vision, sizes.connector, mistral_config(sizes.llm), words=0
+        )
+        description = Description(config, find_tokenizer(source, tasks.TOKENS))
+        description.check_words(sizes.llm.words, source)
         description.write(backbone)
 
     def write_files(self, published: Path) -> None:
@@ -169,8 +179,8 @@ def _llm_sizes(shapes: Shapes) -> LlmSizes:
     output = shape_of(shapes, f"{_OUTPUT}.base_layer.weight", 2)[0]
     if rows != output or rows <= len(tasks.TOKENS):
         raise CheckpointError(
-            f"{_TABLE} has {rows} rows and {_OUTPUT}.base_layer.weight {output}; both must have the "
-            f"words of the LLM and {len(tasks.TOKENS)} task tokens behind them"
+            f"{_TABLE} has {rows} rows and {_OUTPUT}.base_layer.weight {output}; both must have "
+            f"the words of the LLM and {len(tasks.TOKENS)} task tokens behind them"
         )
     query, key, inner = (
         shape_of(shapes, f"{block}{name}.base_layer.weight", 2)[0]

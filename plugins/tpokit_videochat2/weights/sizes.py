@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tpokit.errors import CheckpointError
-from tpokit.interfaces.weights import Shape, Shapes
+from tpokit.interfaces import Shape, Shapes
 
 SCALE = 2.0
 """alpha / rank of all published adapters; files do not say it."""
-_ADAPTER = ".lora_A.default.weight"
+ADAPTER = ".lora_A.default.weight"
+"""How the name of the first matrix of an adapter ends."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class LoraSizes:
         Raises:
             CheckpointError: Adapters of several ranks.
         """
-        ranks = {name: shape[0] for name, shape in shapes.items() if name.endswith(_ADAPTER)}
+        ranks = {name: shape[0] for name, shape in shapes.items() if name.endswith(ADAPTER)}
         if not ranks:
             return None
         if len(set(ranks.values())) > 1:
@@ -125,11 +126,21 @@ class LoraSizes:
                 + ", ".join(f"{rank} ({name})" for rank, name in sorted(named.items()))
                 + "; they must have one"
             )
-        return cls(next(iter(ranks.values())), any(f"lm_head{_ADAPTER}" in name for name in ranks))
+        return cls(next(iter(ranks.values())), any(f"lm_head{ADAPTER}" in name for name in ranks))
 
     def recipe(self) -> dict[str, Any]:
         """The section ``lora`` of a recipe; dropout as in the training of the release."""
         return {"rank": self.rank, "alpha": SCALE * self.rank, "dropout": 0.1}
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Of all parts; ``lora``: ``None`` without adapters."""
+
+    vision: VisionSizes
+    connector: QFormerSizes
+    llm: LlmSizes
+    lora: LoraSizes | None = None
 
 
 def shape_of(shapes: Shapes, name: str, dimensions: int) -> Shape:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from tpokit import TokenTable
 from tpokit.errors import UsageError
-from tpokit.interfaces.weights import AddedProduct, Place, Published
+from tpokit.interfaces import AddedProduct, Place, Published
 from tpokit_videochat2.weights.sizes import SCALE, LlmSizes, LoraSizes
 
 TOKENS = (

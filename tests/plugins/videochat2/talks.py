@@ -10,9 +10,19 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tests.core.data.fakes import PointHead
-from tpokit import ConnectorChoice, ConnectorHost, MediaNeed, Sample, TaskTokens, TokenTable, View
+from tpokit import (
+    ConnectorChoice,
+    ConnectorHost,
+    Media,
+    MediaNeed,
+    Sample,
+    TaskTokens,
+    TokenTable,
+    View,
+)
 from tpokit.data import conversation
 from tpokit.data.conversation import Encoder
+from tpokit_videochat2.config import IMAGENET_MEAN, IMAGENET_STD
 from tpokit_videochat2.connectors.options import QFormerOptions
 from tpokit_videochat2.connectors.qformer import QFormerConnector
 from tpokit_videochat2.processor import VideoChat2Processor
@@ -23,6 +33,7 @@ MODEL = GOLDEN / "tokenizer.model"
 FACTS = json.loads((GOLDEN / "prompts.json").read_text(encoding="utf-8"))
 HOST = ConnectorHost(vision=8, hidden=16, grid=(2, 2))
 CLIP_TOKENS = 96
+MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 
 
 class BoxHead(PointHead):
@@ -72,8 +83,8 @@ def processor_of(**changes):
     """As released, but for small pictures."""
     settings = {
         "image_size": 16,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
+        "mean": MEAN,
+        "std": STD,
         "rows": 32000,
         "max_length": 4096,
         "need": MediaNeed(frames=4),
@@ -110,6 +121,11 @@ def show(monkeypatch, **views):
         return dict.fromkeys(needs, views[medium.path.stem])
 
     monkeypatch.setattr(conversation, "read_media", read)
+
+
+def media_of(*names):
+    """Of files that nobody reads; a name that begins with c is a clip, any other an image."""
+    return tuple(Media("video" if name.startswith("c") else "image", Path(name)) for name in names)
 
 
 def sample_of(*turns, **fields):

@@ -1,8 +1,8 @@
 """Prompts, as text and as the ids of the release, by the very path that users take."""
 
-from pathlib import Path
-
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.plugins.videochat2.talks import (
     CLIP_TOKENS,
@@ -12,13 +12,14 @@ from tests.plugins.videochat2.talks import (
     MomentHead,
     TrackHead,
     encoder_of,
+    media_of,
     sample_of,
     show,
     text_of,
     view_of,
     words_of,
 )
-from tpokit import DataError, Media, Turn
+from tpokit import DataError, Turn
 from tpokit.types import IGNORED
 
 CASES = [case for case in FACTS["cases"] if case["kind"] != "raw"]
@@ -26,11 +27,7 @@ TIMES_S = (0.3, 1.0, 1.7, 2.4)
 MESSAGE = " The video contains 16 frames sampled at 0.3, 1.0, 1.7, 2.4 seconds."
 CLIP = view_of("video", 16, times_s=TIMES_S)
 TEMPLATES = ["chat", "app", "videochat2"]
-
-
-def media_of(*names):
-    """A name that begins with c is a clip, any other an image."""
-    return tuple(Media("video" if name.startswith("c") else "image", Path(name)) for name in names)
+PRIVATE = {chr(code) for code in range(0xE000, 0xE020)}
 
 
 @pytest.fixture(autouse=True)
@@ -209,6 +206,25 @@ def test_training_is_the_prompt_and_then_the_answer(template, answer):
     start = len(first.ids)
     assert whole.ids[start : start + len(learnt)] == learnt
     assert encoder.processor.tokenizer.decode(learnt).split() in (["(no)</s>"], ["(no)", "</s>"])
+
+
+TEXTS = st.text(st.one_of(st.sampled_from(" ]([)/INST.a1"), st.characters(codec="utf-8")))
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(TEXTS.filter(lambda text: not PRIVATE & set(text)), min_size=2, max_size=4))
+def test_any_training_text_is_the_prompt_and_then_the_answer(template, texts):
+    encoder = encoder_of(template=template)
+    sample = talk(*texts[: len(texts) // 2 * 2], media=media_of("a"))
+    whole, opened = encoder.encode(sample, "data"), prompt(encoder, sample)
+    length = len(opened.ids)
+    assert whole.ids[:length] == opened.ids
+    assert whole.labels[:length] == opened.labels
+    assert whole.labels[length:] == whole.ids[length:]
+    assert whole.ids[-1] == encoder.processor.tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

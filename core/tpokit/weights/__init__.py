@@ -1,0 +1,1 @@
+"""Published weights: taking them in (`importing`), giving them back (`exporting`)."""
