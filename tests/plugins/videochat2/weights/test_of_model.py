@@ -112,7 +112,7 @@ def test_a_qformer_that_a_recipe_put_there_is_the_one_that_is_described(tmp_path
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (ConnectorChoice(MlpConnector, MlpOptions()), "holds the connector qformer, .*MlpConnect"),
+        (ConnectorChoice(MlpConnector, MlpOptions()), "connector qformer, .*MlpConnector"),
         (
             ConnectorChoice(QFormerConnector, QFormerOptions(**QFORMER, vocabulary=30)),
             "a connector without instructions; this one has vocabulary: 30",

@@ -52,7 +52,9 @@ def test_adapters_have_the_rank_of_the_files():
 
 
 def test_without_the_llm_it_is_said_how_to_give_it():
-    with pytest.raises(CheckpointError, match="not the LLM: give the folder .* llama .*--llm FOLD"):
+    with pytest.raises(
+        CheckpointError, match=r"not the LLM: give the folder .* llama .*--llm FOLD"
+    ):
         VideoChat2Weights.from_published(shapes_of(family="llama", llm=False))
 
 
@@ -61,7 +63,7 @@ def test_files_of_the_tpo_release_are_none_of_these():
 
 
 def test_a_model_is_not_published_so():
-    with pytest.raises(UsageError, match="holds no LLM, .* videochat_tpo holds all of it"):
+    with pytest.raises(UsageError, match=r"holds no LLM, .* videochat_tpo holds all of it"):
         VideoChat2Weights.from_model(None)
 
 
@@ -78,11 +80,13 @@ def folders(tmp_path):
     return source, llm, backbone
 
 
-def test_the_llm_brings_its_configuration_and_tokenizer(folders, monkeypatch):
+def test_the_llm_brings_its_configuration_and_tokenizer(folders):
     source, llm, backbone = folders
-    shapes = {**shapes_of(), "vision_encoder.encoder.patch_embed.proj.weight": (64, 3, 1, 32, 32)}
-    shapes = {name: (64,) if name == "vision_layernorm.bias" else s for name, s in shapes.items()}
-    rules = VideoChat2Weights.from_published({**shapes, "query_tokens": (1, 5, 128)})
+    usual_heads = {
+        "vision_encoder.encoder.patch_embed.proj.weight": (64, 3, 1, 32, 32),
+        "query_tokens": (1, 5, 128),
+    }
+    rules = VideoChat2Weights.from_published({**shapes_of(), **usual_heads})
     rules.prepare(source, backbone, llm)
     config = read_config(backbone)
     assert config.llm == json.loads((llm / "config.json").read_text())
