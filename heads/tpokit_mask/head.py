@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from tpokit.data.boxes import Corners, read_box
 from tpokit.errors import DataError, TpokitError
 from tpokit.interfaces import Host, TaskHead
 from tpokit.layers import Float32Linear
+from tpokit.pretrained import PACKAGE
 from tpokit.tokens import TaskTokens
 from tpokit.types import Context, ContextNeed, LossTerm, Media, MediaInfo, MediaNeed, Seen
 from tpokit_mask.adapter import MaskAdapter
@@ -45,7 +47,7 @@ from tpokit_mask.results import MaskTrack
 from tpokit_mask.sam2_port import FeatureMaps, Sam2
 from tpokit_mask.segmenting import Group, segment
 from tpokit_mask.targets import CallTarget, MaskTargets, at_frames, collate_targets
-from tpokit_mask.trained import TrainedParts, build_sam2
+from tpokit_mask.trained import TrainedParts, build_sam2, checkpoint_file
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,12 @@ class MaskHead(TaskHead):
                 prediction.tokens, right, there, targets.box_count
             )
         return terms
+
+    def model_files(self) -> dict[str, Path]:
+        """The checkpoint of SAM 2, unless it is in a package or random."""
+        name = self.options.sam2.checkpoint
+        path = checkpoint_file(name, self.host.folder)
+        return {} if path is None or name.startswith(PACKAGE) else {"sam2.checkpoint": path}
 
     def idle_inputs(self) -> dict[str, Any]:
         """One call about nothing; if SAM 2 learns, about a frame of zeros, or two if its memory

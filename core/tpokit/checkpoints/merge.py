@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tpokit.atomic import whole_folder
 from tpokit.checkpoints.store import fill_model, load_weights, saved_folder, saved_recipe
 from tpokit.errors import CheckpointError, UsageError
 from tpokit.lora import merge_lora
-from tpokit.model import TpoModel, build_model
+from tpokit.model import TpoModel, build_backbone, build_model
 from tpokit.plugins import Plugins
 from tpokit.recipe import Recipe
 
@@ -53,7 +54,7 @@ def merge(
     merge_lora(model.backbone)
     if dtype is not None:
         model.to(float_dtype(dtype))
-    text = _recipe_text(recipe, plugins)
+    text = _recipe_text(recipe, plugins, model)
     if output.exists():
         output.rmdir()  # empty; it gets its name when it is whole
     with whole_folder(output, kept=lambda: f"{run} is untouched") as partial:
@@ -68,19 +69,27 @@ def _write(
     model: TpoModel, recipe: Recipe, plugins: Plugins, folder: Path, text: str, stage: str
 ) -> None:
     model.backbone.save(folder / _BACKBONE)
-    spec = plugins.spec("backbone", recipe.backbone.plugin)
-    again = plugins.factory(spec).build(plugins.options(spec, _merged_options(recipe)), folder)
+    entry = recipe.backbone.model_copy(update={"options": _merged_options(recipe)})
+    again = build_backbone(recipe.model_copy(update={"backbone": entry}), plugins, folder)
     for (name, kept), found in zip(
         model.backbone.named_parameters(), again.parameters(), strict=True
     ):
         if not torch.equal(kept.to(found.dtype), found):
             raise CheckpointError(f"{folder / _BACKBONE}: {name} does not load as it was saved")
     about = {"base": again.identity(), "stage": stage, "modes": {}}
+    for task in model.heads:
+        for option, path in model.head(task).model_files().items():
+            shutil.copyfile(path, folder / _file_name(task, option, path))
     fill_model(model, folder, text, ["bridge", *model.heads], about)
 
 
-def _recipe_text(recipe: Recipe, plugins: Plugins) -> str:
-    """The recipe with the merged backbone in place of its base.
+def _file_name(task: str, option: str, path: Path) -> str:
+    """Name, in the folder of a merged model, of a file that a head reads."""
+    return f"{task}.{option}{path.suffix}"
+
+
+def _recipe_text(recipe: Recipe, plugins: Plugins, model: TpoModel) -> str:
+    """The recipe with the merged backbone in place of its base, and files of heads beside it.
 
     Raises:
         UsageError: The backbone has no option ``model``.
@@ -93,6 +102,13 @@ def _recipe_text(recipe: Recipe, plugins: Plugins) -> str:
     plain = recipe.resolved()
     plain["backbone"]["options"] = _merged_options(recipe)
     plain["folder"] = "."
+    for task in model.heads:
+        for option, path in model.head(task).model_files().items():
+            *sections, last = option.split(".")
+            options = plain["heads"][task]["options"]
+            for section in sections:
+                options = options[section]
+            options[last] = _file_name(task, option, path)
     if recipe.registry_path is not None:
         plain["registry"] = str(recipe.registry_path.resolve())
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)

@@ -185,6 +185,14 @@ class TaskHead(nn.Module, ABC):
             inputs["given"] = like.new_zeros(1, 4)
         return inputs
 
+    def model_files(self) -> dict[str, Path]:
+        """Files beside the recipe without which the head is not whole, such as frozen weights: the
+        option that names each (``sam2.checkpoint``) to where it is; default: none.
+
+        A model that is merged takes them along.
+        """
+        return {}
+
     # ---- results ----
 
     @abstractmethod

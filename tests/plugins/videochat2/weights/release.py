@@ -1,6 +1,11 @@
-"""A release of VideoChat-TPO at a reduced width: all names, full depth, tiny tensors."""
+"""A release of VideoChat-TPO at a reduced width: all names, full depth, tiny tensors; and one that
+has two layers of each stack only, where depth does not matter.
+"""
 
+import copy
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,6 +38,18 @@ SAM2 = Sam2Sizes(
     dropout=0.1,
     memories=7,
     version="2.0",
+)
+SHALLOW_SAM2 = replace(
+    SAM2,
+    image_size=128,
+    trunk_heads=1,
+    stages=(1, 1, 2, 1),
+    global_blocks=(3,),
+    windows=(8, 4, 4, 2),
+)
+SHALLOW = 2
+_NUMBERED = re.compile(
+    r"(?:vision_encoder\.encoder\.blocks|qformer\.bert\.encoder\.layer|lm\..*?\.layers)\.(\d+)\."
 )
 # released size to a reduced one, by what names begin with; all other sizes stay
 REDUCED = {
@@ -82,10 +99,19 @@ CONFIG = {
 }
 
 
-def reduced_shapes() -> dict[str, tuple[int, ...]]:
+def reduced_shapes(shallow: bool = False) -> dict[str, tuple[int, ...]]:
     """Every name of the release with a small shape."""
-    sam2 = {f"sam.{name}": shape for name, shape in sam2_shapes(SAM2).items()}
-    return {name: sam2[name] if name in sam2 else _reduced(name) for name in SHAPES}
+    own = sam2_shapes(SHALLOW_SAM2 if shallow else SAM2)
+    sam2 = {f"sam.{name}": shape for name, shape in own.items()}
+    names = [name for name in SHAPES if not name.startswith("sam.")]
+    if shallow:
+        names = [name for name in names if _layer(name) < SHALLOW]
+    return {name: _reduced(name) for name in names} | sam2
+
+
+def _layer(name: str) -> int:
+    found = _NUMBERED.match(name)
+    return int(found[1]) if found else 0
 
 
 def _reduced(name: str) -> tuple[int, ...]:
@@ -95,23 +121,22 @@ def _reduced(name: str) -> tuple[int, ...]:
     return tuple(sizes.get(size, size) for size in SHAPES[name])
 
 
-def reduced_release(seed: int = 0) -> dict[str, torch.Tensor]:
+def reduced_release(shallow: bool = False) -> dict[str, torch.Tensor]:
     """Random weights, in the number formats of the release."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     tensors = {
         name: (torch.randn(shape, generator=random) * 0.05).to(torch.bfloat16)
-        for name, shape in reduced_shapes().items()
+        for name, shape in reduced_shapes(shallow).items()
     }
     ids = "qformer.bert.embeddings.position_ids"
     tensors[ids] = torch.arange(tensors[ids].shape[1])[None]
     return tensors
 
 
-def write_release(folder: Path, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+def write_release(folder: Path, tensors: dict[str, torch.Tensor], shallow: bool = False) -> Path:
     """Four shards with their index, and what lies beside them."""
-    tensors = reduced_release() if tensors is None else tensors
     folder.mkdir(parents=True, exist_ok=True)
-    places = {name: f"model-{SHARDS[name]:05}-of-00004.safetensors" for name in tensors}
+    places = {name: f"model-{SHARDS.get(name, 4):05}-of-00004.safetensors" for name in tensors}
     for file in sorted(set(places.values())):
         content = {name: tensors[name] for name, place in places.items() if place == file}
         save_file(content, folder / file, metadata={"format": "pt"})
@@ -122,8 +147,17 @@ def write_release(folder: Path, tensors: dict[str, torch.Tensor] | None = None) 
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     # as in the release, it names another model than the one that was trained
     (folder / "config.json").write_text(json.dumps({"model_type": "mistral", "vocab_size": 32768}))
-    (folder / "videochat2.json").write_text(json.dumps(CONFIG))
+    (folder / "videochat2.json").write_text(json.dumps(_config(shallow)))
     return write_tokenizer(folder, added=TOKENS)
+
+
+def _config(shallow: bool) -> dict:
+    described = copy.deepcopy(CONFIG)
+    if shallow:
+        described["vision"]["layers"] = SHALLOW
+        described["connector"]["options"]["layers"] = SHALLOW
+        described["llm"]["num_hidden_layers"] = SHALLOW
+    return described
 
 
 def write_tokenizer(folder: Path, words: int = WORDS, added=()) -> Path:
