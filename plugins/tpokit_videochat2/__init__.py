@@ -1,4 +1,4 @@
-"""The backbone plugin ``videochat2``, the connectors, and the data source ``videochat2_it``."""
+"""VideoChat2: the backbone, connectors, the data source VideoChat2-IT, and published weights."""
 
 from __future__ import annotations
 
@@ -62,4 +62,27 @@ def tpokit_sources() -> Sequence[tpokit.SourceSpec]:
             options="tpokit_videochat2.instruction_options:InstructionOptions",
             summary="VideoChat2-IT as published: instructions about images and videos",
         )
+    ]
+
+
+@tpokit.hookimpl
+def tpokit_weights() -> Sequence[tpokit.WeightsSpec]:
+    """Offer rules for published weights of the family."""
+    return [
+        tpokit.WeightsSpec(
+            name="videochat_tpo",
+            format="videochat_tpo",
+            of="backbone",
+            plugin="videochat2",
+            factory="tpokit_videochat2.weights.released:VideoChatTpoWeights",
+            summary="VideoChat-TPO as published",
+        ),
+        tpokit.WeightsSpec(
+            name="videochat2",
+            format="videochat2",
+            of="backbone",
+            plugin="videochat2",
+            factory="tpokit_videochat2.weights.stages:VideoChat2Weights",
+            summary="VideoChat2's own files of stages 2 and 3",
+        ),
     ]

@@ -102,6 +102,7 @@ def _recipe_text(recipe: Recipe, plugins: Plugins, model: TpoModel) -> str:
     plain = recipe.resolved()
     plain["backbone"]["options"] = _merged_options(recipe)
     plain["folder"] = "."
+    plain.pop("init_from", None)  # what it was is in the weights
     for task in model.heads:
         for option, path in model.head(task).model_files().items():
             *sections, last = option.split(".")

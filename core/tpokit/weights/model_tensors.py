@@ -40,6 +40,9 @@ class ModelTensors:
 
     A tensor that several modules share is one, under the name by which torch lists it first; its
     other names are understood.
+
+    Attributes:
+        shapes: Name to shape, each tensor once.
     """
 
     def __init__(self, model: TpoModel) -> None:
@@ -57,11 +60,9 @@ class ModelTensors:
         }
         owners = part_of_parameters(model)
         self._parts = {saved_name(name): part for name, part in owners.items()}
-
-    @property
-    def shapes(self) -> Mapping[str, Shape]:
-        """Name to shape, each tensor once."""
-        return {name: tuple(group[0].tensor.shape) for name, group in self._holders.items()}
+        self.shapes: Mapping[str, Shape] = {
+            name: tuple(group[0].tensor.shape) for name, group in self._holders.items()
+        }
 
     def name(self, name: str) -> str | None:
         """The name under which a tensor is listed; ``None``: there is none."""

@@ -91,7 +91,8 @@ class FormatRules:
         for task, head in self.left_out.items():
             reason = f"the head of {task} was left out"
             for tensor in head.rules.tensors(table):
-                yield f"head {head.plugin!r}", replace(tensor, places=(), unused=reason)
+                left_out = replace(tensor, places=(), unused=reason, optional=True)
+                yield f"head {head.plugin!r}", left_out
 
 
 # ---- for published files ----

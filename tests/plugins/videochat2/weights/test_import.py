@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.plugins.videochat2.released_bridge import RUNS, batch_of, tiny_folder
+from tests.plugins.videochat2.released_bridge import RUNS, SPECIAL, tiny_folder
 from tests.plugins.videochat2.released_bridge import WEIGHTS as BRIDGE
 from tests.plugins.videochat2.weights.release import (
     LISTING,
@@ -20,6 +20,7 @@ from tests.plugins.videochat2.weights.release import (
 )
 from tests.plugins.videochat2.weights.stage_files import llm_tensors, stage, write_llm
 from tpokit import CheckpointError, UsageError, load_model
+from tpokit.model import positions_of
 from tpokit.weights.exporting import ExportOptions, export_weights
 from tpokit.weights.importing import ImportOptions, check_weights, import_weights
 
@@ -181,14 +182,18 @@ def test_anything_that_does_not_fit_is_an_error(release, tmp_path, change, messa
 # ---- the tiny golden release ----
 
 
-def test_the_golden_release_is_taken_in_and_embeds_as_the_released_code(tmp_path):
+def test_the_golden_release_is_taken_in_and_answers_as_the_released_code(tmp_path):
     source = tiny_folder(tmp_path / "tiny")
     save_file(BRIDGE, source / "model.safetensors")
     import_weights(source, tmp_path / "out", ImportOptions(without=("mask",)))
     model = load_model(tmp_path / "out")
-    batch = batch_of(model, "region", [1, 1])
-    embeds = model.bridge.write(model.backbone.embed(batch, False), batch.tokens)
-    assert (embeds - RUNS["region.inputs_embeds"]).abs().max() <= 5e-5
+    mask = RUNS["region.attention_mask"].bool()
+    embeds = RUNS["region.inputs_embeds"]
+    hidden, _ = model.backbone.decode(embeds, mask, positions_of(mask))
+    slots = hidden[RUNS["region.input_ids"] == SPECIAL["<boxes>"]]
+    assert (model.head("region")(slots[:, None]) - RUNS["region.pred_boxes"]).abs().max() <= 5e-5
+    words = embeds[RUNS["region.input_ids"] == SPECIAL["<box_begin>"]]
+    assert torch.equal(model.bridge.input.weight[[0] * len(words)], words)
 
 
 # ---- VideoChat2's own files ----
