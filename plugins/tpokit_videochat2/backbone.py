@@ -238,10 +238,16 @@ class VideoChat2Backbone(tpokit.Backbone):
         promised = sum(batch.media["tokens"])
         placed = int(places.sum()) if look else promised
         if not found == promised == placed:
+            unknown = (
+                " (words that the tokenizer does not know count as placeholders, if that is what "
+                "stands for media)"
+                if placed > promised
+                else ""
+            )
             raise tpokit.DataError(
                 f"tokens of media and placeholders do not match: the media give {found} tokens, "
                 f"{promised} were expected from their frames, and the text has {placed} "
-                f"placeholders; samples: {', '.join(batch.samples)}"
+                f"placeholders{unknown}; samples: {', '.join(batch.samples)}"
             )
 
 

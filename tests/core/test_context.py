@@ -1,5 +1,7 @@
 """What a head sees of its calls besides their slots: the same in training and in generation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -174,6 +176,27 @@ def test_no_frames_are_read_in_inference_for_a_head_that_streams(model, tmp_path
     bare = Sample("bare", (Turn("user", "when is it seen"),))
     (answer,) = Predictor(model).answer([bare], max_new_tokens=1)
     assert answer.to_json()["calls"][0]["no_result"] == "the question has no image or video"
+
+
+def test_a_call_that_a_head_cannot_answer_costs_its_result_alone(model, tmp_path, monkeypatch):
+    clips = samples(tmp_path, 2, frames=6, kinds={"moment": 1.0}, turns=(1, 1))
+    asked = [replace(clip, turns=clip.turns[:1], targets={}) for clip in clips]
+
+    def prepare(self, seen):
+        if seen.sample_id == asked[0].id:
+            raise DataError(f"{seen.where}: no such file")
+        return len(seen.views[0].frames)
+
+    monkeypatch.setattr(Watcher, "prepare", prepare)
+    always = lambda hidden: torch.full((*hidden.shape[:-1], 1), 1e4)  # noqa: E731
+    monkeypatch.setattr(model.bridge.output, "forward", always)
+    refused, answered = Predictor(model).answer(asked, max_new_tokens=1)
+    assert refused.to_json()["calls"] == [
+        {"task": "temporal", "no_result": f"ask/{asked[0].id}: no such file"}
+    ]
+    assert len(answered.results("temporal")[0].values) == 4
+    with pytest.raises(DataError, match="no such file"):  # here the data are wrong, not the call
+        Predictor(model).answer(clips, max_new_tokens=1)
 
 
 def test_an_idle_head_that_watches_trains_nothing_and_calls_every_module(model, tmp_path):

@@ -16,7 +16,7 @@ from tpokit.checkpoints.store import load_model, saved_recipe
 from tpokit.data.collate import Collator, ContextCall
 from tpokit.data.conversation import Encoder
 from tpokit.data.media import read_media
-from tpokit.errors import UsageError
+from tpokit.errors import DataError, UsageError
 from tpokit.inference.drawing import write_drawing
 from tpokit.inference.generate import Generated, generate
 from tpokit.model import TpoModel
@@ -131,11 +131,19 @@ class Predictor:
             blind = [place for place in places if looks and not examples[place[0]].sample.media]
             found.update({place: Call(task, NoResult(_BLIND)) for place in blind})
             places = [place for place in places if place not in blind]
-            if not places:
+            calls: dict[tuple[int, int], ContextCall] = {}
+            for place in places:
+                call = self._call(task, place[0], examples[place[0]])
+                if isinstance(call, NoResult):
+                    found[place] = Call(task, call)
+                else:
+                    calls[place] = call
+            if not calls:
                 continue
+            places = list(calls)
             slots: Tensor = torch.stack([written[row].calls[order][1] for row, order in places])
             head = self.model.head(task)
-            context = self._context(task, [row for row, _ in places], examples, written)
+            context = self._context(task, list(calls.values()), written)
             media = [_medium(examples[row]) for row, _ in places]
             results = head.decode(head(slots, context), media)
             found.update(
@@ -149,26 +157,38 @@ class Predictor:
     def _context(
         self,
         task: str,
-        rows: Sequence[int],
-        examples: Sequence[Example],
+        calls: Sequence[ContextCall],
         written: Sequence[Generated],
     ) -> Context:
-        """What a head sees of the calls that were written in ``rows``, besides their slots."""
+        """What a head sees of calls that were written, besides their slots."""
         head, device = self.model.head(task), next(self.model.parameters()).device
-        calls = [self._call(task, row, examples[row]) for row in rows]
         index = moved(self._collator.context(task, calls), device)
         words = None
         if head.context_need().question:
-            states = [written[row].question for row in rows]
+            states = [written[call.row].question for call in calls]
             found = [state for state in states if state is not None]
             padded = pad_sequence(found, batch_first=True)
             lengths = torch.tensor([len(state) for state in found], device=device)
             words = Words(padded, torch.arange(padded.shape[1], device=device) < lengths[:, None])
         return self.model.context(task, index, words)
 
-    def _call(self, task: str, row: int, example: Example) -> ContextCall:
-        """A call that was written; frames of its own are read now, as no target announced it,
-        unless its head streams the medium.
+    def _call(self, task: str, row: int, example: Example) -> ContextCall | NoResult:
+        """A call that was written, or why its head cannot work on this sample.
+
+        Raises:
+            DataError: It cannot, although the sample has a target of the task: the data are wrong,
+                not the model.
+        """
+        try:
+            return self._prepared(task, row, example)
+        except DataError as cause:
+            if task in example.sample.targets:
+                raise
+            return NoResult(str(cause))
+
+    def _prepared(self, task: str, row: int, example: Example) -> ContextCall:
+        """What a head looks at; frames of its own are read now, as no target announced the call,
+        unless it streams the medium.
         """
         head = self.model.head(task)
         need = head.context_need()
