@@ -12,6 +12,7 @@ import yaml
 
 from tpokit.plugins import Plugins
 from tpokit.recipe import open_recipe
+from tpokit.registry import SECTIONS
 
 ROOT = Path(__file__).parent.parent
 TOPS = {
@@ -80,11 +81,7 @@ def test_the_registry_lists_what_ships():
     listed = yaml.safe_load((ROOT / "registry.yaml").read_text())
     rows = Plugins.load().rows()
     ours = {(row.kind, row.name) for row in rows if row.provided_by.startswith("tpokit")}
-    named = {
-        (kind.rstrip("s"), name)
-        for kind in ("heads", "backbones", "sources", "metrics", "drawings")
-        for name in listed[kind]
-    }
+    named = {(kind, name) for section, kind in SECTIONS.items() for name in listed[section]}
     assert named == ours
     assert all(row.state == "ready" for row in rows)
 

@@ -15,11 +15,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
-from tpokit.errors import CheckpointError, UsageError
+from tpokit.errors import CheckpointError
 
 _BLANK = "\u2581"
 """How SentencePiece writes a blank."""
@@ -40,15 +41,8 @@ def convert_sentencepiece(path: Path) -> PreTrainedTokenizerFast:
         path: ``tokenizer.model`` of a Llama, Vicuna or Mistral.
 
     Raises:
-        UsageError: The package sentencepiece is not installed.
         CheckpointError: The file is missing or broken, or its model is of another kind.
     """
-    try:
-        from sentencepiece import SentencePieceProcessor
-    except ImportError as cause:
-        raise UsageError(
-            f"{path}: to read a SentencePiece model, install the package sentencepiece"
-        ) from cause
     try:
         pieces = SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as cause:
