@@ -26,6 +26,7 @@ from tpokit.errors import CheckpointError, UsageError
 from tpokit.interfaces.weights import OF_LLM, Rows, Shape
 from tpokit.weights.report import shown
 
+_STAYS_MAPPED = 256 * 2**20  # bytes; what is read of a larger file must not stay in memory
 _NESTED = ("model", "module", "state_dict")
 """Entries of a pickle that hold the tensors, beside epochs and the like."""
 _DTYPES = {
@@ -106,6 +107,7 @@ class SafetensorsSource(Source):
             CheckpointError: A file is not whole, or two have a tensor of one name.
         """
         self._paths = {path.name: path for path in files}
+        self._mapped: dict[str, Any] = {}
         folder = origin if origin.is_dir() else origin.parent
         super().__init__(origin, folder, _joined(origin, map(_header, self._paths.values())))
 
@@ -113,14 +115,15 @@ class SafetensorsSource(Source):
         """See `Source.read`."""
         path = self._paths[self.tensors[name].file]
         try:
-            with safe_open(path, "pt") as file:
-                if rows is None:
-                    whole: Tensor = file.get_tensor(name).clone()
-                    return whole
-                some: Tensor = file.get_slice(name)[slice(*rows)].clone()
-                return some
+            file = self._mapped.get(path.name) or safe_open(path, "pt")
+            if path.stat().st_size <= _STAYS_MAPPED:
+                self._mapped[path.name] = file
+            part = slice(None) if rows is None else slice(*rows)
+            found = file.get_tensor(name) if rows is None else file.get_slice(name)[part]
+            copy: Tensor = found.clone()
         except (SafetensorError, OSError) as cause:
             raise _not_whole(path, cause) from cause
+        return copy
 
 
 class PickleSource(Source):

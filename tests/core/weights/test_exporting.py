@@ -8,7 +8,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.core.training import tiny
-from tests.core.training.small_runs import python
 from tests.core.weights import toy
 from tests.core.weights.releases import (
     WIDTH,
@@ -20,6 +19,7 @@ from tests.core.weights.releases import (
     write_release,
 )
 from tpokit import CheckpointError, UsageError
+from tpokit.cli import main
 from tpokit.plugins import Plugins
 from tpokit.weights.exporting import ExportOptions, export_weights
 from tpokit.weights.importing import ImportOptions, import_weights
@@ -247,15 +247,16 @@ def test_a_base_llm_that_lies_apart_is_not_written(tmp_path):
     assert files_of(again) == files_of(tmp_path / "model")
 
 
-def test_the_command_writes_what_the_function_writes(place):
+def test_the_command_writes_what_the_function_writes(place, capsys):
     folder, _ = place
     expected = files_of(give_back(place)[0])
     assert recipe_of(folder / "model")["registry"] == str(folder / "registry.yaml")
-    done = python(
-        "-m", "tpokit", "weights", "export", folder / "model", "--output", folder / "by_command",
-        "--format", "toy_release", "--report", folder / "report.json",
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == f"the files are in {folder / 'by_command'}"
+    arguments = ["--format", "toy_release", "--report", f"{folder / 'report.json'}"]
+    place_of = ["--output", f"{folder / 'by_command'}"]
+    with pytest.raises(SystemExit) as left:
+        main(["weights", "export", f"{folder / 'model'}", *place_of, *arguments])
+    assert left.value.code == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-1] == f"the files are in {folder / 'by_command'}"
     assert files_of(folder / "by_command") == expected
     assert json.loads((folder / "report.json").read_text())["states"]["kept"]["tensors"] == 3

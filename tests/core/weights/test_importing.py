@@ -19,6 +19,7 @@ from tests.core.weights.releases import (
     write_release,
 )
 from tpokit import CheckpointError, UsageError, load_model
+from tpokit.cli import main
 from tpokit.weights.filling import NumberFormats, fill
 from tpokit.weights.importing import ImportOptions, check_weights, import_weights
 from tpokit.weights.sources import Source
@@ -420,17 +421,17 @@ def test_the_command_says_where_everything_went(place):
     )
 
 
-def test_the_command_fails_with_one_line(place):
+def test_the_command_fails_with_one_line(place, capsys):
     folder, _, _ = place
     path = folder / "release" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    done = python(
-        "-m", "tpokit", "weights", "import", folder / "release", "--output", folder / "model"
-    )
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(f"CheckpointError: {path} is not whole or no safetensors file")
+    with pytest.raises(SystemExit) as left:
+        main(["weights", "import", f"{folder / 'release'}", "--output", f"{folder / 'model'}"])
+    assert left.value.code == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    assert shown.err.startswith(f"CheckpointError: {path} is not whole or no safetensors file")
     assert not (folder / "model").exists()
 
 
