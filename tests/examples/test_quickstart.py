@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import tpokit
+from tests.forked import forked
 from tpokit.recipe import open_recipe
 from tpokit.training.stages import train
 
@@ -90,10 +91,11 @@ def test_a_stage_trains_what_the_recipe_says(run):
 def test_it_is_asked_about_an_image_and_answers_in_words_json_and_a_picture(run, home, tmp_path):
     folder, _ = run
     picture = ROOT / "examples" / "shapes.png"
-    done = tpokit_command(
-        *("predict", folder, "--media", picture, "--ask", "where is the red ring?"),
+    done = forked(
+        *("-m", "tpokit", "predict", folder, "--media", picture),
+        *("--ask", "where is the red ring?"),
         *("--json", tmp_path / "a.json", "--draw", tmp_path / "a.png"),
-        folder=tmp_path,
+        cwd=tmp_path,
         home=home,
     )
     assert done.returncode == 0, done.stderr

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.core.training.small_runs import python, read_recipe, stage, write_recipe
+from tests.core.training.small_runs import read_recipe, stage, write_recipe
 from tests.core.training.test_stages import files, rows
+from tests.forked import forked
 from tpokit import DataError
 from tpokit.training.run_folder import RunFolder
 from tpokit.training.stages import train
@@ -79,14 +80,14 @@ def test_data_workers_change_nothing(tmp_path, whole):
 
 def test_two_processes_list_the_same(tmp_path, whole):
     path = bad_recipe(tmp_path, engine="ddp", save_every=0)
-    ran = python("-m", "tpokit", "train", path, processes=2, timeout_s=300)
+    ran = forked("-m", "tpokit", "train", path, processes=2)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert bad_list(tmp_path / "run") == bad_list(whole)
 
 
 def test_a_run_that_was_killed_lists_and_trains_the_same_when_it_goes_on(tmp_path, whole):
     path = bad_recipe(tmp_path)
-    killed = python(Path(__file__).with_name("killed_run.py"), path, timeout_s=300)
+    killed = forked(Path(__file__).with_name("killed_run.py"), path)
     assert killed.returncode == -9, killed.stderr[-3000:]
     with (tmp_path / "run" / "bad_samples.jsonl").open("a") as file:
         file.write('{"stage": "hea')  # as if it had died while writing
@@ -108,7 +109,7 @@ def test_too_many_stop_the_run_and_it_goes_on_with_a_higher_limit(tmp_path, whol
 
 def test_too_many_stop_every_process(tmp_path):
     path = bad_recipe(tmp_path, bad_samples=0, engine="ddp")
-    ran = python("-m", "tpokit", "train", path, processes=2, timeout_s=300)
+    ran = forked("-m", "tpokit", "train", path, processes=2)
     assert ran.returncode != 0
     assert ran.stderr.count("DataError: ") == 2, ran.stderr[-3000:]
     assert len(bad_list(tmp_path / "run")) >= 1

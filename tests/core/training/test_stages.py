@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.core.training.small_runs import SPEED, python, read_recipe, stage, write_recipe
+from tests.core.training.small_runs import SPEED, read_recipe, stage, write_recipe
+from tests.forked import forked
 from tpokit import CheckpointError, DataError, TrainingError, UsageError, load_model
 from tpokit.training.callbacks import read_rows
 from tpokit.training.stages import train
@@ -52,7 +53,7 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path, work
     path = write_recipe(tmp_path, stages=stages, run=run)
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     train(*read_recipe(path, f"output={unbroken}"))
-    killed = python(KILLED, path, f"output={broken}")
+    killed = forked(KILLED, path, f"output={broken}")
     assert killed.returncode == -9, killed.stderr[-3000:]
     checkpoints = broken / "heads.checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-2", "step-4"]

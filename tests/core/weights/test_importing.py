@@ -18,6 +18,7 @@ from tests.core.weights.releases import (
     write_index,
     write_release,
 )
+from tests.forked import forked
 from tpokit import CheckpointError, UsageError, load_model
 from tpokit.cli import main
 from tpokit.weights.filling import NumberFormats, fill
@@ -404,7 +405,7 @@ def test_a_dry_run_needs_a_listing_only_and_writes_nothing(place):
 
 def test_the_command_says_where_everything_went(place):
     folder, tensors, _ = place
-    done = python(
+    done = forked(
         "-m", "tpokit", "weights", "import", folder / "release", "--output", folder / "model",
         "--registry", folder / "registry.yaml", "--report", folder / "report.json",
     )  # fmt: skip
