@@ -1,5 +1,6 @@
 """Shared by all tests: seeds, one thread, no network."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,3 +15,14 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+def pytest_collection_finish():
+    """Leave what the imports made out of garbage collection, which every training run asks for."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """Some libraries complain at the end of what they then take for leaks."""
+    gc.unfreeze()

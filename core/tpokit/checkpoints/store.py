@@ -16,6 +16,7 @@ Frozen weights are never saved. A tensor goes by its full name in the model.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -132,11 +133,19 @@ def fill_model(
 
 def _versions(model: TpoModel) -> dict[str, str]:
     """Versions of what a saved model depends on: tpokit, its plugins, the libraries under it."""
-    owners = importlib.metadata.packages_distributions()
+    owners = _owners()
     modules = {type(part).__module__ for part in (model.backbone, *model.heads.values())}
     plugins = {name for module in modules for name in owners.get(module.partition(".")[0], ())}
     names = sorted({"tpokit", "torch", "transformers", "peft", *plugins})
     return {name: importlib.metadata.version(name) for name in names}
+
+
+@functools.cache
+def _owners() -> Mapping[str, list[str]]:
+    """Top-level module to the distributions that have it; looking through all of them takes half a
+    second.
+    """
+    return importlib.metadata.packages_distributions()
 
 
 # ---- reading ----
