@@ -98,22 +98,7 @@ def tiny_videochat2(shape: TinyShape) -> dict[str, Any]:
     from transformers import MistralConfig
 
     side = shape.tile_side // shape.patch
-    llm = MistralConfig(
-        vocab_size=_table_rows(),
-        hidden_size=shape.width,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=shape.positions,
-        initializer_range=shape.width**-0.5,
-        sliding_window=None,
-        tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        bos_token_id=WORDS.index(TURN_START),
-        eos_token_id=WORDS.index(TURN_END),
-        pad_token_id=WORDS.index(PAD),
-    )
+    llm = MistralConfig(sliding_window=None, **_llm_settings(shape))
     return {
         "format": 1,
         "vision": {
@@ -145,8 +130,23 @@ def tiny_videochat2(shape: TinyShape) -> dict[str, Any]:
     }
 
 
-def _table_rows() -> int:
-    return -(-len(WORDS) // _TABLE_MULTIPLE) * _TABLE_MULTIPLE
+def _llm_settings(shape: TinyShape) -> dict[str, Any]:
+    """What configurations of transformers' LLMs have in common."""
+    return {
+        "vocab_size": -(-len(WORDS) // _TABLE_MULTIPLE) * _TABLE_MULTIPLE,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.inner,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.heads,
+        "max_position_embeddings": shape.positions,
+        "initializer_range": shape.width**-0.5,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "bos_token_id": WORDS.index(TURN_START),
+        "eos_token_id": WORDS.index(TURN_END),
+        "pad_token_id": WORDS.index(PAD),
+    }
 
 
 def tiny_config(shape: TinyShape) -> LlavaOnevisionConfig:
@@ -162,21 +162,7 @@ def tiny_config(shape: TinyShape) -> LlavaOnevisionConfig:
         patch_size=shape.patch,
         vision_use_head=False,
     )
-    text = Qwen2Config(
-        vocab_size=_table_rows(),
-        hidden_size=shape.width,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=shape.positions,
-        initializer_range=shape.width**-0.5,
-        tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        bos_token_id=WORDS.index(TURN_START),
-        eos_token_id=WORDS.index(TURN_END),
-        pad_token_id=WORDS.index(PAD),
-    )
+    text = Qwen2Config(**_llm_settings(shape))
     return LlavaOnevisionConfig(
         vision_config=vision,
         text_config=text,
