@@ -60,7 +60,7 @@ __all__ = [
     "parse_recipe",
 ]
 
-_FREE = ("run.workers", "run.log_every", "run.threads", "run.bad_samples")
+_FREE = ("run.workers", "run.log_every", "run.threads", "run.bad_samples", "run.timeout_s")
 """What may differ between a run and its resumption: none of it changes a result."""
 _EVALUATION_SECTIONS = ("data", "evaluate")
 

@@ -54,9 +54,20 @@ def cross_problems(draft: Recipe) -> Iterator[Problem]:
     names = [stage.name for stage in draft.stages or () if stage is not None and stage.name]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield Problem("stages", f"two stages have the name {name!r}")
+    yield from _offload_problems(draft)
     if draft.evaluate is not None:
         for index, name in enumerate(draft.evaluate.data or ()):
             yield from _known(f"evaluate.data[{index}]", "data entry", name, draft.data)
+
+
+def _offload_problems(draft: Recipe) -> Iterator[Problem]:
+    """What is kept in the memory of the host, DeepSpeed has to cut up first."""
+    what, engine = (draft.run.offload, draft.run.engine) if draft.run else (None, None)
+    fitting = {"optimizer": ("zero1", "zero2", "zero3"), "parameters": ("zero3",)}.get(what or "")
+    if fitting and engine is not None and engine not in fitting:
+        yield Problem(
+            "run.offload", f"{what!r} goes with run.engine {listed(fitting)}, not with {engine!r}"
+        )
 
 
 def _known(

@@ -221,6 +221,10 @@ class RunEntry(Entry):
         precision: Of the backbone's arithmetic.
         workers: Processes that read data, on each device; 0: none besides the training itself.
         engine: How the model is spread over devices.
+        offload: What DeepSpeed keeps in the memory of the host: nothing, the ``optimizer``, or with
+            zero3 the ``parameters`` too.
+        group: Samples that a rank reads and arranges together; ``null``: device_batch.
+        timeout_s: How long a process waits for the others before the run stops, in seconds.
         log_every: Steps between two lines of the log.
         save_every: Steps between two checkpoints inside a stage; 0: only at its end.
         max_length: Longest sample in tokens; ``null``: what the backbone can.
@@ -232,7 +236,10 @@ class RunEntry(Entry):
     device_batch: Count = 8
     precision: Literal["float32", "bfloat16"] = "float32"
     workers: Whole = 0
-    engine: Literal["plain", "ddp", "zero1", "zero2", "zero3"] = "plain"
+    engine: Literal["plain", "ddp", "zero0", "zero1", "zero2", "zero3"] = "plain"
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    group: Count | None = None
+    timeout_s: Count = 1800
     log_every: Count = 10
     save_every: Whole = 0
     max_length: Count | None = None

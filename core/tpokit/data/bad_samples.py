@@ -76,19 +76,23 @@ class Reading:
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """A batch and what was replaced in it; ``None`` if a place could not be filled."""
+    """What was read together on a rank: a piece of its share of a step.
 
-    batch: Batch | None
+    Attributes:
+        batches: Its micro-batches; none if a place could not be filled.
+        bad: What was replaced.
+    """
+
+    batches: tuple[Batch, ...]
     bad: tuple[BadSample, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ReadBatch:
-        """The same with the batch on a device."""
-        moved = None if self.batch is None else self.batch.to(device, non_blocking)
-        return replace(self, batch=moved)
+        """The same with the batches on a device."""
+        return replace(self, batches=tuple(b.to(device, non_blocking) for b in self.batches))
 
     def pin_memory(self) -> ReadBatch:
-        """The same with the batch in page-locked memory."""
-        return replace(self, batch=None if self.batch is None else self.batch.pin_memory())
+        """The same with the batches in page-locked memory."""
+        return replace(self, batches=tuple(batch.pin_memory() for batch in self.batches))
 
 
 @dataclass(frozen=True)
@@ -107,4 +111,4 @@ class ReadingCollator:
         bad = tuple(sample for reading in found for sample in reading.bad)
         examples = [reading.example for reading in found if reading.example is not None]
         whole = len(examples) == len(found)
-        return ReadBatch(self.collate(examples) if whole else None, bad)
+        return ReadBatch((self.collate(examples),) if whole else (), bad)

@@ -23,7 +23,7 @@ from tpokit.batch import (
 from tpokit.interfaces import Processor, TaskHead
 from tpokit.losses import ASSIGN, LANGUAGE
 from tpokit.tokens import TokenTable
-from tpokit.types import IGNORED, Example, View
+from tpokit.types import IGNORED, Example, Sample, View
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,26 @@ class Collator:
             counts=counts,
             samples=tuple(f"{example.source}/{example.sample.id}" for example in examples),
         )
+
+    def idle(self) -> Batch:
+        """The cheapest micro-batch: one token, nothing to learn; for a rank that has fewer
+        micro-batches in a step than others.
+        """
+        nothing: dict[str, list[Any]] = {task: [] for task in self.heads}
+        pad = self.processor.tokenizer.pad_token_id or 0
+        idle = Example(
+            sample=Sample("idle", turns=()),
+            source="",
+            ids=[pad],
+            labels=[IGNORED],
+            slots=nothing,
+            given_positions=nothing,
+            targets=nothing,
+            given=nothing,
+            views=[],
+            questions=[[0]],
+        )
+        return self([idle])
 
     def _media(self, examples: Sequence[Example]) -> dict[str, Any]:
         views = [example.views for example in examples]

@@ -22,7 +22,7 @@ from tpokit.errors import UsageError
 from tpokit.recipe import Recipe, StageEntry
 from tpokit.training.ranks import Ranks
 
-ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+ZERO_STAGES = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3}
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -31,23 +31,25 @@ class Split:
     """How the samples of one step are spread; the product of all three is the size of the step.
 
     Attributes:
-        device_batch: Samples that a device takes at once.
+        piece: Samples that a rank reads together; it arranges them in one or more micro-batches.
         world: Number of processes.
-        accumulation: Micro-batches that each of them adds up.
+        pieces: Pieces that each of them adds up.
     """
 
-    device_batch: int
+    piece: int
     world: int
-    accumulation: int
+    pieces: int
 
     @classmethod
-    def of(cls, samples_per_step: int, device_batch: int, world: int) -> Split:
+    def of(cls, samples_per_step: int, device_batch: int, world: int, group: int = 1) -> Split:
         """Spread a step.
 
         Args:
             samples_per_step: Size of the step.
             device_batch: Largest number of samples that a device takes; fewer if the step is small.
             world: Number of processes.
+            group: Samples that a rank arranges together, if that is more; fewer if they would not
+                divide its share of the step.
 
         Raises:
             UsageError: The step cannot be spread evenly.
@@ -61,12 +63,23 @@ class Split:
             )
         device_batch = min(device_batch, share)
         if share % device_batch:
-            fitting = max(size for size in range(1, device_batch + 1) if not share % size)
             raise UsageError(
                 f"each process has {share} samples of a step, which is no multiple of "
-                f"run.device_batch = {device_batch}; {fitting} would do"
+                f"run.device_batch = {device_batch}; {_largest_divisor(share, device_batch)} "
+                "would do"
             )
-        return cls(device_batch, world, share // device_batch)
+        piece = max(device_batch, _largest_divisor(share, group))
+        return cls(piece, world, share // piece)
+
+    @classmethod
+    def in_recipe(cls, recipe: Recipe, stage: StageEntry, world: int) -> Split:
+        """As a recipe says."""
+        run = recipe.run
+        return cls.of(stage.samples_per_step, run.device_batch, world, run.group or 1)
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    return max(size for size in range(1, min(at_most, number) + 1) if not number % size)
 
 
 def check_engine(recipe: Recipe, ranks: Ranks) -> None:
@@ -79,7 +92,7 @@ def check_engine(recipe: Recipe, ranks: Ranks) -> None:
     if ranks.world > 1 and engine == "plain":
         raise UsageError(
             f"{ranks.world} processes were started, but run.engine is 'plain'; "
-            "choose ddp, zero1, zero2 or zero3"
+            "choose ddp, zero0, zero1, zero2 or zero3"
         )
     if engine not in ZERO_STAGES:
         return
@@ -113,8 +126,8 @@ def training_arguments(
         _leave_out_compiled_communication()
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
-        per_device_train_batch_size=split.device_batch,
-        gradient_accumulation_steps=split.accumulation,
+        per_device_train_batch_size=split.piece,
+        gradient_accumulation_steps=split.pieces,
         max_steps=stage.steps,
         lr_scheduler_type=_SCHEDULES[stage.schedule],
         warmup_steps=round(stage.warmup * stage.steps),
@@ -125,6 +138,7 @@ def training_arguments(
         ddp_backend="gloo" if cpu and split.world > 1 else None,
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
+        ddp_timeout=run.timeout_s,
         deepspeed=deepspeed_config(recipe, stage, split) if zero else None,
         logging_steps=run.log_every,
         logging_first_step=True,
@@ -150,9 +164,9 @@ def deepspeed_config(recipe: Recipe, stage: StageEntry, split: Split) -> dict[st
     """
     bfloat16 = recipe.run.precision == "bfloat16"
     return {
-        "train_micro_batch_size_per_gpu": split.device_batch,
-        "gradient_accumulation_steps": split.accumulation,
-        "train_batch_size": split.device_batch * split.accumulation * split.world,
+        "train_micro_batch_size_per_gpu": split.piece,
+        "gradient_accumulation_steps": split.pieces,
+        "train_batch_size": split.piece * split.pieces * split.world,
         "gradient_clipping": stage.clip,  # left out, DeepSpeed clips at 1.0
         "bf16": {"enabled": bfloat16},
         "fp16": {"enabled": False},
@@ -163,10 +177,53 @@ def deepspeed_config(recipe: Recipe, stage: StageEntry, split: Split) -> dict[st
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
             "stage3_gather_16bit_weights_on_model_save": False,  # weights are gathered by name
+            **_offload(recipe.run.offload),
         },
         "steps_per_print": stage.steps + 1,
         "wall_clock_breakdown": False,
     }
+
+
+def _offload(what: str) -> dict[str, Any]:
+    """What stands in the memory of the host instead of the device's."""
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    there: dict[str, Any] = {}
+    if what != "none":
+        there["offload_optimizer"] = host
+    if what == "parameters":
+        there["offload_param"] = host
+    return there
+
+
+def backward(accelerator: Any, loss: Tensor, last: bool) -> None:
+    """The backward pass of a micro-batch.
+
+    DeepSpeed is told here which one is the last of a step; accelerate would update the weights at
+    once.
+
+    Args:
+        accelerator: Of the trainer.
+        loss: The micro-batch's share of the loss of the step.
+        last: Whether gradients are summed over ranks now; DeepSpeed's ZeRO-2 and 3 always do.
+    """
+    engine = _engine(accelerator)
+    if engine is None:
+        accelerator.backward(loss)
+        return
+    engine.set_gradient_accumulation_boundary(is_boundary=last)
+    engine.backward(loss, scale_wrt_gas=False)
+
+
+def update(accelerator: Any) -> None:
+    """Let DeepSpeed clip the gradients and change the weights; otherwise the trainer does that."""
+    engine = _engine(accelerator)
+    if engine is not None:
+        engine.step()
+
+
+def _engine(accelerator: Any) -> Any:
+    wrapped = getattr(accelerator, "deepspeed_engine_wrapped", None)
+    return None if wrapped is None else wrapped.engine
 
 
 def forget_engine() -> None:

@@ -6,6 +6,7 @@ A launcher such as ``torchrun`` starts the processes and tells each its place in
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,13 +47,18 @@ class Ranks:
         """Whether this process is the one that writes and talks."""
         return self.rank == 0
 
-    def join(self) -> None:
-        """Start the process group, if there is more than one process and none has started it."""
+    def join(self, timeout_s: int) -> None:
+        """Start the process group, if there is more than one process and none has started it.
+
+        Args:
+            timeout_s: How long a process waits for the others, in seconds, before it stops.
+        """
         if self.world > 1 and not dist.is_initialized():
             gpu = torch.cuda.is_available()
             if gpu:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if gpu else "gloo")
+            limit = datetime.timedelta(seconds=timeout_s)
+            dist.init_process_group("nccl" if gpu else "gloo", timeout=limit)
 
     def wait(self) -> None:
         """Wait for all processes."""

@@ -41,6 +41,7 @@ from tpokit.training.ranks import Ranks
 from tpokit.training.resume import StageCheckpoints, step_of
 from tpokit.training.run_folder import RunFolder
 from tpokit.training.trainer import TpoTrainer
+from tpokit.training.watching import StepWatcher
 
 _NO_TERM = ("stage", "step", "grad_norm", SPEED, BAD_SAMPLES)
 
@@ -86,7 +87,7 @@ def train(
     only = None if stage is None else recipe.stage(stage)
     wanted = list(recipe.stages) if only is None else [only]
     for entry in wanted:
-        Split.of(entry.samples_per_step, recipe.run.device_batch, ranks.world)
+        Split.in_recipe(recipe, entry, ranks.world)
     mixed = {name for entry in wanted for name in entry.mix}
     open_sources(
         recipe, plugins, mixed
@@ -95,7 +96,7 @@ def train(
         torch.set_num_threads(recipe.run.threads)
     if not torch.cuda.is_available():
         keep_freed_memory()
-    ranks.join()
+    ranks.join(recipe.run.timeout_s)
     job = _Job(recipe, plugins, RunFolder(recipe), ranks)
     ranks.once(lambda: job.folder.check(only, resume, overwrite))
     if overwrite or (only is None and not resume):
@@ -131,7 +132,7 @@ def _train_stage(job: _Job, stage: StageEntry) -> None:
     bad_samples.go_on(kept)
     if newest is not None:
         _say(job, f"going on from {newest}")
-    split = Split.of(stage.samples_per_step, recipe.run.device_batch, ranks.world)
+    split = Split.in_recipe(recipe, stage, ranks.world)
     arguments = training_arguments(recipe, stage, split, checkpoints.folder)
     if ranks.first:
         console.part_table(part_table(model, stage.modes, recipe.rates(stage)), stage.name)
@@ -147,6 +148,7 @@ def _train_stage(job: _Job, stage: StageEntry) -> None:
             checkpoints,
             [StageLog(stage.name, job.folder.log, progress.update)],
             bad_samples,
+            _watchers(job, stage, model),
         )
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     if bad_samples.count:
@@ -154,6 +156,11 @@ def _train_stage(job: _Job, stage: StageEntry) -> None:
     _save(job, stage, model, base, checkpoints)
     trainer.release()
     forget_engine()
+
+
+def _watchers(job: _Job, stage: StageEntry, model: TpoModel) -> list[StepWatcher]:
+    """What looks at the steps of a stage."""
+    return []
 
 
 def _ready_model(job: _Job, stage: StageEntry) -> tuple[TpoModel, dict[str, str]]:

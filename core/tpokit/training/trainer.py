@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import set_seed
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -33,11 +35,13 @@ from tpokit.losses import ASSIGN, LANGUAGE, CombinedLoss, explain_non_finite
 from tpokit.model import TpoModel
 from tpokit.parts import parameter_groups
 from tpokit.recipe import Recipe, StageEntry
+from tpokit.training.arguments import backward, update
 from tpokit.training.bad_samples import BadSampleList
 from tpokit.training.callbacks import BAD_SAMPLES, RATE, SPEED
 from tpokit.training.meter import TermMeter
 from tpokit.training.ranks import Ranks
 from tpokit.training.resume import StageCheckpoints
+from tpokit.training.watching import Step, StepWatcher, Wish
 from tpokit.types import Example
 
 _SEEING = ("vision", "connector")
@@ -67,6 +71,7 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         checkpoints: StageCheckpoints,
         callbacks: list[TrainerCallback],
         bad_samples: BadSampleList,
+        watchers: Sequence[StepWatcher] = (),
     ) -> None:
         """Prepare a stage.
 
@@ -79,7 +84,9 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
             checkpoints: Where checkpoints inside the stage go.
             callbacks: Told of every line of the log.
             bad_samples: Takes in what the data set replaced.
+            watchers: Look at every step, in this order.
         """
+        self._watchers = tuple(watchers)
         self._stage = stage
         self._bad_samples = bad_samples
         self._rates = recipe.rates(stage)
@@ -98,10 +105,12 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
             model.backbone.processor,
             {task: model.head(task) for task in model.heads},
         )
+        collator = Collator(processor, heads, model.tokens)
+        self._idle = collator.idle()
         super().__init__(
             model=model,
             args=arguments,
-            data_collator=ReadingCollator(Collator(processor, heads, model.tokens)),
+            data_collator=ReadingCollator(collator),
             train_dataset=dataset,
             callbacks=callbacks,
         )
@@ -112,6 +121,7 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         self._group_rates: list[float] = []
         self._step_samples: tuple[str, ...] = ()
         self._logged = (0, time.perf_counter())
+        self._watched_step = 0
         set_seed(arguments.seed, device_specific=True)  # dropout differs between ranks
 
     # ---- data ----
@@ -122,21 +132,24 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[ReadBatch], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], Mapping[str, float]]:
-        """The micro-batches of a step and the counts of all its terms over all ranks.
+    ) -> tuple[list[ReadBatch], Mapping[str, float]]:
+        """The pieces of a step, of as many micro-batches as on every other rank, and the counts of
+        all its terms over all ranks.
 
         Raises:
             DataError: Too many samples could not be read; on all ranks alike.
         """
+        began = time.perf_counter()
         try:
             read = list(islice(epoch_iterator, num_batches))
         except DataError as cause:
             raise DataError(_own_message(cause)) from None
-        batches = [found.batch for found in read if found.batch is not None]
-        bad = [sample for found in read for sample in found.bad]
+        waited_s = time.perf_counter() - began
+        batches = [batch for piece in read for batch in piece.batches]
+        bad = [sample for piece in read for sample in piece.bad]
         totals = torch.tensor(
             [sum(batch.counts.get(name, 0.0) for batch in batches) for name in self._term_names]
-            + [len(bad), len(read) - len(batches)],
+            + [len(bad), sum(not piece.batches for piece in read)],
             dtype=torch.float64,
         )
         if self._ranks.world > 1:
@@ -146,9 +159,25 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         if bad_count:
             self._bad_samples.take(self._of_all_ranks(bad), whole=not missing)
         counts = dict(zip(self._term_names, totals_of_terms, strict=True))
+        read = self._even(read, device)
+        batches = [batch for piece in read for batch in piece.batches]
         self._meter.step(counts)
         self._step_samples = tuple(name for batch in batches for name in batch.samples)
-        return batches, counts
+        step = Step(self.state.global_step + 1, batches, counts, waited_s)
+        for watcher in self._watchers:
+            watcher.step_begins(step)
+        return read, counts
+
+    def _even(self, read: list[ReadBatch], device: torch.device) -> list[ReadBatch]:
+        """The pieces with idle micro-batches behind them where another rank has more."""
+        most = torch.tensor([len(piece.batches) for piece in read])
+        if self._ranks.world > 1:
+            most = most.to(device)
+            dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return [
+            replace(piece, batches=piece.batches + (self._idle,) * (wanted - len(piece.batches)))
+            for piece, wanted in zip(read, most.tolist(), strict=True)
+        ]
 
     def _of_all_ranks(self, bad: list[BadSample]) -> list[BadSample]:
         if self._ranks.world == 1:
@@ -160,11 +189,51 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return inputs.to(self.args.device, non_blocking=True)
 
-    def floating_point_ops(self, inputs: Batch) -> int:
+    def floating_point_ops(self, inputs: ReadBatch) -> int:
         """Not counted; Trainer would look for tensors by name in the batch."""
         return 0
 
     # ---- loss ----
+
+    def training_step(
+        self, model: nn.Module, inputs: ReadBatch, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Forward and backward of the micro-batches of a piece.
+
+        Args:
+            model: As the engine has wrapped it.
+            inputs: The piece.
+            num_items_in_batch: Counts of the terms of the step.
+
+        Returns:
+            Their share of the loss of the step.
+        """
+        model.train()
+        whole = torch.zeros((), device=self.args.device)
+        ends_step = bool(self.accelerator.sync_gradients)
+        for place, batch in enumerate(inputs.batches, start=1):
+            last = ends_step and place == len(inputs.batches)
+            alone = nullcontext() if last else self._without_reduction(model)
+            with alone:
+                batch = self._prepare_inputs(batch)
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
+                backward(self.accelerator, loss, last)
+            whole += loss.detach()
+            for watcher in self._watchers:
+                watcher.backward_done(batch)
+        if ends_step:
+            for watcher in self._watchers:
+                watcher.gradients_ready()
+            update(self.accelerator)
+        return whole
+
+    def _without_reduction(self, model: nn.Module) -> AbstractContextManager[None]:
+        """DDP adds gradients of ranks up in the last micro-batch of a step only."""
+        if self.is_deepspeed_enabled:
+            return nullcontext()
+        deferred: AbstractContextManager[None] = self.accelerator.no_sync(model)
+        return deferred
 
     def compute_loss(
         self,
@@ -183,6 +252,8 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         if not bool(torch.isfinite(loss)):
             raise TrainingError(f"{self._where()}: {explain_non_finite(terms, inputs.samples)}")
         self._meter.add(terms, loss)
+        for watcher in self._watchers:
+            watcher.loss_known(terms, loss, inputs)
         return (loss, terms) if return_outputs else loss
 
     def _where(self) -> str:
@@ -236,7 +307,23 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
             logs[SPEED] = samples / max(now - since, 1e-9)
             if self._bad_samples.count:
                 logs[BAD_SAMPLES] = self._bad_samples.count
+            for watcher in self._watchers:
+                logs.update(watcher.row())
         super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **named: Any) -> None:
+        """Watchers come between the line of the log and the checkpoint."""
+        save, self.control.should_save = self.control.should_save, False
+        super()._maybe_log_save_evaluate(*arguments, **named)
+        wishes = Wish.NOTHING
+        if self._watched_step != self.state.global_step:
+            self._watched_step = self.state.global_step
+            for watcher in self._watchers:
+                wishes |= watcher.step_ended(self._watched_step)
+        if Wish.STOP in wishes:
+            self.control.should_training_stop = True
+        self.control.should_save = save or Wish.SAVE in wishes
+        super()._maybe_log_save_evaluate(*arguments, **named)
 
     # ---- checkpoints inside the stage ----
 
@@ -251,7 +338,7 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
                 save_file(trained_state(trained_tensors(self.model)), folder / _TRAINED)
             self._save_optimizer_and_scheduler(str(folder))
             self._save_rng_state(str(folder))
-            torch.save(self._meter.state(), folder / self._meter_file())
+            torch.save(self._rank_state(), folder / self._rank_file())
             if self._ranks.first:
                 self.state.save_to_json(str(folder / _STATE))
 
@@ -282,13 +369,24 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
             if self.is_deepspeed_enabled:
                 self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
-            path = Path(resume_from_checkpoint) / self._meter_file()
-            self._meter.restore(torch.load(path, weights_only=True))
+            path = Path(resume_from_checkpoint) / self._rank_file()
+            self._restore(torch.load(path, weights_only=True))
         self._logged = (self.state.global_step, time.perf_counter())
+        self._watched_step = self.state.global_step
         return prepared
 
-    def _meter_file(self) -> str:
-        return f"meter_{self._ranks.rank}.pt"
+    def _rank_state(self) -> dict[str, Any]:
+        """What this rank counts and measures between two lines of the log."""
+        watched = [watcher.state() for watcher in self._watchers]
+        return {"meter": self._meter.state(), "watchers": watched}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self._meter.restore(state["meter"])
+        for watcher, found in zip(self._watchers, state["watchers"], strict=True):
+            watcher.restore(found)
+
+    def _rank_file(self) -> str:
+        return f"rank_{self._ranks.rank}.pt"
 
     # ---- the end ----
 

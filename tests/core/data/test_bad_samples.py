@@ -175,9 +175,10 @@ def bad(position, index=7):
 def test_notes_travel_with_the_batch():
     collate = ReadingCollator(lambda examples: SimpleNamespace(size=len(examples)))
     found = collate([Reading("a", (bad(1),)), "b", Reading("c", (bad(2), bad(2, 8)))])
-    assert found.batch.size == 3
+    (batch,) = found.batches
+    assert batch.size == 3
     assert [sample.position for sample in found.bad] == [1, 2, 2]
-    assert collate([Reading("a"), Reading(None, (bad(1),))]) == ReadBatch(None, (bad(1),))
+    assert collate([Reading("a"), Reading(None, (bad(1),))]) == ReadBatch((), (bad(1),))
 
 
 def test_a_batch_with_notes_goes_to_a_device_and_into_locked_memory():
@@ -190,7 +191,7 @@ def test_a_batch_with_notes_goes_to_a_device_and_into_locked_memory():
         def pin_memory(self):
             return "locked"
 
-    found = ReadBatch(Moving(), (bad(1),))
-    assert found.to("there", non_blocking=True) == ReadBatch("there True", (bad(1),))
-    assert found.pin_memory() == ReadBatch("locked", (bad(1),))
-    assert ReadBatch(None).to("there") == ReadBatch(None).pin_memory() == ReadBatch(None)
+    found = ReadBatch((Moving(),), (bad(1),))
+    assert found.to("there", non_blocking=True) == ReadBatch(("there True",), (bad(1),))
+    assert found.pin_memory() == ReadBatch(("locked",), (bad(1),))
+    assert ReadBatch(()).to("there") == ReadBatch(()).pin_memory() == ReadBatch(())

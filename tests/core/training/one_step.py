@@ -86,7 +86,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     place = Path(sys.argv[1])
     for name in sys.argv[2:]:
-        Ranks.here().join()
+        Ranks.here().join(timeout_s=60)
         found = change(place, name)
         if Ranks.here().first:
             save_file(found, place / f"{name}-{Ranks.here().world}.safetensors")
