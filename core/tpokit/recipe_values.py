@@ -15,13 +15,6 @@ def _no_truth(value: Any) -> Any:
     return value
 
 
-def _adds_up(mix: dict[str, float]) -> dict[str, float]:
-    total = sum(mix.values())
-    if abs(total - 1) > 1e-6:
-        raise ValueError(f"shares add up to {total:g}, they must add up to 1")
-    return mix
-
-
 def _compiles(text: str) -> str:
     try:
         re.compile(text)
@@ -38,7 +31,6 @@ Whole = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
 Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Expression = Annotated[str, Field(min_length=1), AfterValidator(_compiles)]
-Shares = Annotated[dict[str, Rate], Field(min_length=1), AfterValidator(_adds_up)]
 
 
 def one_or_many(value: Any) -> str:

@@ -37,6 +37,10 @@ _KEYS = frozenset(
 )
 _VIDEO_KEYS = ("start_s", "end_s", "rate")
 _MEDIA_KEYS = ("image", "images", "video", "media")
+_MEDIUM_KEYS = frozenset({"kind", "path", *_VIDEO_KEYS})
+_TURN_KEYS = frozenset({"role", "text"})
+_ROLES: tuple[Role, ...] = get_args(Role)
+_UNITS = ("fraction", "pixels")
 
 
 class JsonlSource(DataSource):
@@ -63,10 +67,12 @@ class JsonlSource(DataSource):
         if not isinstance(name, (str, int)):
             raise DataError(f"{where}: 'id' must be a text or a whole number, found {name!r}")
         where = f"{where} (id {name})" if "id" in entry else where
-        unknown = sorted(set(entry) - _KEYS)
-        if unknown:
+        if not entry.keys() <= _KEYS:
+            unknown = ", ".join(sorted(entry.keys() - _KEYS))
+            raise DataError(f"{where}: unknown key {unknown}; there are {', '.join(sorted(_KEYS))}")
+        if entry.get("box_unit", "fraction") not in _UNITS:
             raise DataError(
-                f"{where}: unknown key {', '.join(unknown)}; there are {', '.join(sorted(_KEYS))}"
+                f"{where}: unknown box_unit {entry['box_unit']!r}: {' or '.join(_UNITS)}"
             )
         return Sample(
             id=str(name),
@@ -99,10 +105,10 @@ def _turns(entry: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
 
 
 def _turn(turn: Any, where: str) -> Turn:
-    if not isinstance(turn, Mapping) or set(turn) != {"role", "text"}:
+    if not isinstance(turn, dict) or turn.keys() != _TURN_KEYS:
         raise DataError(f"{where}: a turn has 'role' and 'text' and nothing else, found {turn!r}")
-    if turn["role"] not in get_args(Role):
-        roles = ", ".join(get_args(Role))
+    if turn["role"] not in _ROLES:
+        roles = ", ".join(_ROLES)
         raise DataError(f"{where}: unknown role {turn['role']!r}; there are {roles}")
     if not isinstance(turn["text"], str):
         raise DataError(
@@ -135,9 +141,11 @@ def _media(entry: Mapping[str, Any], root: Path, where: str) -> tuple[Media, ...
 
 
 def _medium(medium: Any, root: Path, where: str) -> Media:
-    if not isinstance(medium, Mapping) or not {"kind", "path"} <= set(medium) <= {
-        *("kind", "path", *_VIDEO_KEYS)
-    }:
+    if (
+        not isinstance(medium, dict)
+        or not {"kind", "path"} <= medium.keys()
+        or not medium.keys() <= _MEDIUM_KEYS
+    ):
         raise DataError(
             f"{where}: a medium has 'kind' and 'path', a video also 'start_s', 'end_s' and, if it "
             f"is a folder of frames, 'rate', found {medium!r}"
@@ -178,17 +186,16 @@ def _rate(medium: Mapping[str, Any], where: str) -> float | None:
 def _annotations(
     entry: Mapping[str, Any], key: str, root: Path, where: str
 ) -> dict[str, tuple[Any, ...]]:
-    found = entry.get(key, {})
+    if key not in entry:
+        return {}
+    found = entry[key]
     if not isinstance(found, dict) or not all(isinstance(value, list) for value in found.values()):
         raise DataError(
             f"{where}: {key!r} maps each task to a list with one value for each mark, "
             f"found {found!r}"
         )
-    unit = entry.get("box_unit", "fraction")
-    if unit not in ("fraction", "pixels"):
-        raise DataError(f"{where}: unknown box_unit {unit!r}: fraction or pixels")
     found = {task: [_with_root(value, root) for value in values] for task, values in found.items()}
-    if unit == "fraction":
+    if entry.get("box_unit", "fraction") == "fraction":
         return {task: tuple(values) for task, values in found.items()}
     return {
         task: tuple(_without_pixels(value, entry, f"{where}, {key}.{task}") for value in values)

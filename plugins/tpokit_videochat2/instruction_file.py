@@ -11,6 +11,7 @@ import numpy as np
 
 import tpokit
 from tpokit.data.lines import existing_file, json_object
+from tpokit.data.places import places_in
 
 _CHUNK = 1 << 20  # bytes that are read at once
 _ENTRY_MAX = 1 << 26  # bytes after which an entry without an end is taken as broken
@@ -21,8 +22,8 @@ _MARK = "\xef\xbb\xbf"  # of UTF-8, in Latin-1
 class InstructionFile:
     """Entries of a JSON list, each parsed when it is read: 16 bytes an entry in a data worker.
 
-    The whole file is parsed once, entry by entry, when it is opened, so that what is no JSON is
-    found before a run starts. It is opened again for each reading: a handle shared by forked
+    The whole file is parsed once, entry by entry, when it is opened first, so that what is no JSON
+    is found before a run starts; then its places are known. It is opened again for each reading: a handle shared by forked
     workers would share its position.
 
     Attributes:
@@ -37,11 +38,9 @@ class InstructionFile:
                 empty.
         """
         self.path = path
-        with existing_file(path).open("rb") as file:
-            places = np.fromiter(_Reader(path, file).places(), dtype=(np.int64, 2))
-        if not len(places):
+        self._places = places_in(existing_file(path), "JSON list 1", _places)
+        if not len(self._places):
             raise tpokit.DataError(f"{path}: the list is empty")
-        self._places = places
 
     def __len__(self) -> int:
         return len(self._places)
@@ -60,6 +59,12 @@ class InstructionFile:
         with self.path.open("rb") as file:
             file.seek(offset)
             return json_object(file.read(length), self.place(index))
+
+
+def _places(path: Path) -> np.ndarray:
+    """Offset and length of each entry in bytes, ``[entries, 2]``."""
+    with path.open("rb") as file:
+        return np.fromiter(_Reader(path, file).places(), dtype=(np.int64, 2))
 
 
 class _Reader:

@@ -1,7 +1,8 @@
 """Files of annotations for data sources: entries that are found again without holding them all.
 
-`JsonLines` and `TextLines` keep the places of lines and read a line when it is asked for, so that
-a table of millions of rows costs 16 bytes a row in each data worker. `JsonList` holds a JSON list,
+`JsonLines` and `TextLines` know the places of lines and read a line when it is asked for. Of a
+large file the places are kept on disk (`tpokit.data.places`), so that a table of millions of rows
+costs neither time at a start nor memory in each data worker. `JsonList` holds a JSON list,
 which cannot be read in part. All have the same doors: ``len``, ``read(index)``, ``place(index)``
 for messages, and iteration, which goes through the file once.
 """
@@ -9,19 +10,27 @@ for messages, and iteration, which goes through the file once.
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from tpokit.data.places import places_in
 from tpokit.errors import DataError
+
+_BLOCK = 1 << 24  # bytes that are looked through at once
+_LINE_END = ord("\n")
+_IS_BLANK = np.array([bytes([byte]).isspace() for byte in range(256)])
 
 
 class _Lines:
-    """A text file of which only the places of its lines are kept (16 bytes each).
+    """A text file of which only the places of its lines are kept (8 bytes each).
 
-    The file is opened for each reading: a handle shared by forked workers would share its position.
+    The file stays open and is read at given places: forked workers, which share the handle, would
+    otherwise share its position.
     """
 
     _needs: ClassVar[str]
@@ -33,22 +42,40 @@ class _Lines:
             DataError: There is no such file, or nothing in it.
         """
         self.path = path
-        places = np.fromiter(_places(existing_file(path)), dtype=(np.int64, 2))
-        if not len(places):
+        self._places = places_in(existing_file(path), "lines 1", _line_places)
+        if not len(self):
             raise DataError(f"{path}: the file is empty; it needs {self._needs}")
-        self._offsets, self._numbers = places.T
+        self._handle: int | None = None
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._places) - 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}  # another process opens the file itself
 
     def place(self, index: int) -> str:
         """File and line of an entry, for messages."""
-        return f"{self.path}, line {self._numbers[index]}"
+        line = self._places[index, 1] if self._places.shape[1] > 1 else index + 1
+        return f"{self.path}, line {line}"
 
     def _line(self, index: int) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(int(self._offsets[index]))
-            return file.readline()
+        """The line, with the blank ones behind it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self)} entries, there is no entry {index}")
+        start, end = self._places.item(index, 0), self._places.item(index + 1, 0)
+        before = min(
+            start, 1
+        )  # the end of the line before is read too: is the file still the same?
+        found = os.pread(self._open(), before + end - start, start - before)
+        if len(found) != before + end - start or (before and found[0] != _LINE_END):
+            raise DataError(f"{self.place(index)}: the file has changed since it was opened")
+        return found[before:]
+
+    def _open(self) -> int:
+        if self._handle is None:
+            self._handle = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._handle)
+        return self._handle
 
     def _lines(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
@@ -215,11 +242,32 @@ def _checked_object(found: Any, place: str) -> dict[str, Any]:
     return found
 
 
-def _places(path: Path) -> Iterator[tuple[int, int]]:
-    """Offset in bytes and number from 1 of each line that is not blank."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.isspace():
-                yield offset, number
-            offset += len(line)
+def _line_places(path: Path) -> np.ndarray:
+    """Offset in bytes of each line that is not blank, then the end of the file: ``[lines + 1, 1]``.
+
+    With blank lines among them the number of each line, from 1, stands beside it.
+    """
+    found: list[np.ndarray] = []
+    size = 0
+    with path.open("rb", buffering=0) as file:
+        begins = True  # the block begins with a line
+        while block := file.read(_BLOCK):
+            signs = np.frombuffer(block, np.uint8)
+            ends = np.flatnonzero(signs == _LINE_END)
+            starts = np.concatenate([np.zeros(int(begins), np.int64), ends + 1])
+            begins = bool(signs[-1] == _LINE_END)
+            starts = starts[: len(starts) - begins]
+            found.append(np.stack([starts + size, _IS_BLANK[signs[starts]]]))
+            size += len(block)
+        offsets, doubtful = np.concatenate(found, axis=1) if found else np.zeros((2, 0), np.int64)
+        blank = doubtful.astype(bool)  # so far: its first sign is
+        for index in np.flatnonzero(blank).tolist():
+            end = offsets[index + 1] if index + 1 < len(offsets) else size
+            blank[index] = os.pread(
+                file.fileno(), int(end - offsets[index]), offsets[index]
+            ).isspace()
+    numbers = np.flatnonzero(~blank) + 1
+    places = np.append(offsets[~blank], size)[:, None]
+    if blank.any():
+        places = np.column_stack([places, np.append(numbers, 0)])
+    return places

@@ -1,20 +1,38 @@
 """Which sample comes next: arithmetic, so that every rank agrees and a resumed run needs no replay.
 
-Sample i of a stage belongs to one source and is the k-th draw from it; both follow from i and the
-seed alone. A source is gone through in a fresh permutation each epoch, and a permutation is a
+Position i of a stage belongs to one task of the mix (a group, or a data entry of its own), is there
+the k-th draw of one of its entries, and that draw is one sample; all of it follows from i and the
+seed alone. An entry is gone through in a fresh permutation each epoch, and a permutation is a
 function of its index, not a list: 3.5 million samples cost no memory and no start-up time.
+
+Shares by size, with n_i samples of entry i after its cap, and temperature T::
+
+    share_i = n_i^(1/T) / sum_j n_j^(1/T)
+
+This is temperature-scaled mixing with an artificial limit of Raffel et al., arXiv 1910.10683,
+section 3.5.2 (their K is our cap): T = 1 is in proportion to size, a large T shares equally.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
-_ROUNDS = 4
+from tpokit.recipe_mix import Mix, MixGroup, MixPlan, mix_plan
+
+if TYPE_CHECKING:
+    from tpokit.recipe import Recipe, StageEntry
+
+_64_BITS = (1 << 64) - 1
+_TURN_KEYS = tuple((turn + 1) * 0x9E3779B97F4A7C15 for turn in range(4))
+_TOGETHER = 256  # turns that are worked out at once
 
 
 @dataclass(frozen=True)
@@ -22,97 +40,250 @@ class Draw:
     """One place in a stage's order.
 
     Attributes:
+        task: Name of the group in the mix, or of the data entry if it is in none.
         source: Name of the data entry.
-        epoch: How often that source has been gone through before.
+        epoch: How often that entry has been gone through before.
         index: Of the sample in the source.
     """
 
+    task: str
     source: str
     epoch: int
     index: int
 
 
-class Mixture:
-    """The order of a stage."""
+@dataclass(frozen=True)
+class Portion:
+    """What a mix uses of one data entry.
 
-    def __init__(self, shares: Mapping[str, float], sizes: Mapping[str, int], seed: int) -> None:
+    Attributes:
+        task: Name of its group, or its own.
+        source: Name of the data entry.
+        share: Of the samples of the stage, in (0, 1].
+        size: Samples of the source.
+        used: How many of them are drawn from: all, or as many as its cap.
+    """
+
+    task: str
+    source: str
+    share: float
+    size: int
+    used: int
+
+    def index(self, place: int) -> int:
+        """Index in the source of a used sample, by its place in ``range(used)``.
+
+        Which ones a cap leaves follows from name and size alone: the same ones in every stage and
+        with every seed, and a larger cap adds to them.
+        """
+        if self.used == self.size:
+            return place
+        return permuted(place, self.size, number("used", self.source))
+
+
+def portions(plan: MixPlan, sizes: Mapping[str, int]) -> tuple[tuple[Portion, ...], ...]:
+    """What a mix uses, for each of its groups.
+
+    Args:
+        plan: The mix.
+        sizes: Data entry to its number of samples, at least 1.
+    """
+    used = {
+        name: min(sizes[name], group.caps.get(name, sizes[name]))
+        for group in plan.groups
+        for name in group.entries
+    }
+    totals = [sum(used[name] for name in group.entries) for group in plan.groups]
+    written = [group.share for group in plan.groups if group.share is not None]
+    shares = _scaled(written or _by_size(totals, plan.temperature))
+    return tuple(
+        _of_group(group, share, used, sizes)
+        for group, share in zip(plan.groups, shares, strict=True)
+    )
+
+
+def _of_group(
+    group: MixGroup, share: float, used: Mapping[str, int], sizes: Mapping[str, int]
+) -> tuple[Portion, ...]:
+    inside = group.shares or _by_size([used[name] for name in group.entries], group.temperature)
+    return tuple(
+        Portion(group.task, name, share * own, sizes[name], used[name])
+        for name, own in zip(group.entries, _scaled(inside), strict=True)
+    )
+
+
+def _by_size(sizes: Sequence[int], temperature: float) -> list[float]:
+    largest = max(sizes)  # keeps the powers between 0 and 1
+    return [float((size / largest) ** (1 / temperature)) for size in sizes]
+
+
+def _scaled(shares: Sequence[float]) -> list[float]:
+    total = sum(shares)
+    return [share / total for share in shares]
+
+
+def with_lengths(recipe: Recipe, sizes: Mapping[str, int]) -> Recipe:
+    """A recipe whose stages with epochs have steps, too: the one place where they are counted.
+
+    An epoch is as many samples as all entries of the mix have, after their caps; its steps are
+    rounded up to whole ones. So with shares in proportion to size and one epoch every sample comes
+    once, and then, to fill the last step, some of the next epoch.
+
+    Args:
+        recipe: As it was read; a dump of the answer still says epochs.
+        sizes: Data entry to its number of samples. Stages whose entries are not all there are left
+            as they are.
+    """
+    return recipe.model_copy(
+        update={"stages": tuple(_with_length(stage, sizes) for stage in recipe.stages)}
+    )
+
+
+def _with_length(stage: StageEntry, sizes: Mapping[str, int]) -> StageEntry:
+    if stage.epochs is None or not set(stage.plan.entries) <= set(sizes):
+        return stage
+    epoch = sum(portion.used for group in portions(stage.plan, sizes) for portion in group)
+    steps = math.ceil(round(stage.epochs * epoch, 6) / stage.samples_per_step)
+    return stage.model_copy(update={"steps": max(1, steps)})
+
+
+class Mixture:
+    """The order of a stage.
+
+    Attributes:
+        portions: What is used of each data entry, by its name.
+    """
+
+    def __init__(self, mix: Mix, sizes: Mapping[str, int], seed: int, block: int = 1) -> None:
         """Prepare the order.
 
         Args:
-            shares: Source to its share of all samples; they add up to 1.
-            sizes: Source to its number of samples, at least 1.
+            mix: Of the stage.
+            sizes: Data entry to its number of samples, at least 1.
             seed: Of the stage.
+            block: So many positions in a row, from a multiple of it on, are of one task. With
+                processes times samples that each of them reads at once (`Split.world` x
+                `Split.piece`), all ranks have the same task at the same time
+                (``run.schedule: same_task``): they read the pieces of a step in turn. Shares of
+                tasks are then kept over blocks, those of entries inside a task as ever. Another
+                block is another order, so a resumed run must have the same.
         """
-        self._names = sorted(name for name, share in shares.items() if share > 0)
-        total = sum(shares[name] for name in self._names)
-        self._shares = [shares[name] / total for name in self._names]
-        self._sizes = sizes
+        groups = portions(mix_plan(mix), sizes)
+        self.portions = {portion.source: portion for group in groups for portion in group}
+        self._groups = groups
         self._seed = seed
+        self._block = block
+        self._tasks = _Turns([sum(portion.share for portion in group) for group in groups])
+        self._entries = [_Turns([portion.share for portion in group]) for group in groups]
 
     def draw(self, position: int) -> Draw:
         """The sample at a position, from 0.
 
-        Within any stretch each source comes as often as its share says, to within
-        1 + share x sources samples, and mostly to within one.
+        Within any stretch each task comes as often as its share says, to within
+        1 + share x tasks blocks, and mostly to within one; so does an entry among the samples of
+        its task.
         """
-        name, count = self._source(position)
-        epoch, offset = divmod(count, self._sizes[name])
-        key = number("order", self._seed, name, epoch)
-        return Draw(name, epoch, permuted(offset, self._sizes[name], key))
+        block, place = divmod(position, self._block)
+        task, turn = self._tasks.at(block)
+        entry, count = self._entries[task].at(turn * self._block + place)
+        portion = self._groups[task][entry]
+        epoch, offset = divmod(count, portion.used)
+        key = _order_key(self._seed, portion.source, epoch)
+        index = portion.index(permuted(offset, portion.used, key))
+        return Draw(portion.task, portion.source, epoch, index)
 
-    def _source(self, position: int) -> tuple[str, int]:
-        """Source of a position, and how many draws it had before.
 
-        Draw j of a source with share s stands at time ``(j + 0.5) / s``; positions are these times
-        in order. About one draw falls into each unit of time, so only those near ``position`` are
-        looked at.
-        """
-        reach = len(self._names) + 1
-        begin = max(0.0, float(position - reach))
-        before = [math.floor(begin * share + 0.5) for share in self._shares]
-        near = sorted(
-            ((draw + 0.5) / share, order, draw)
-            for order, share in enumerate(self._shares)
-            for draw in range(before[order], math.floor((position + reach) * share + 0.5) + 1)
-        )
-        _, order, draw = near[position - sum(before)]
-        return self._names[order], draw
+class _Turns:
+    """Members that take turns by their shares.
+
+    Turn j of a member with share s stands at time ``(j + 0.5) / s``; all turns are taken in the
+    order of these times. About one falls into each unit of time, so that those around a turn are
+    found without those before.
+    """
+
+    def __init__(self, shares: Sequence[float]) -> None:
+        self._shares = np.array(_scaled(shares))
+        self._members = np.arange(len(shares))
+        self._known = (-1, self._members, self._members)  # of no chunk yet
+
+    def at(self, turn: int) -> tuple[int, int]:
+        """Whose turn it is, and how many that member had before."""
+        if len(self._shares) == 1:
+            return 0, turn
+        chunk, place = divmod(turn, _TOGETHER)
+        if self._known[0] != chunk:
+            self._known = (chunk, *self._worked_out(chunk * _TOGETHER))
+        _, members, counts = self._known
+        return members.item(place), counts.item(place)
+
+    def _worked_out(self, begin: int) -> tuple[np.ndarray, np.ndarray]:
+        """Members and their turns before, for `_TOGETHER` turns from one on."""
+        reach = len(self._shares) + 1
+        times = np.array([[max(0, begin - reach)], [begin + _TOGETHER + reach]])
+        first, last = (times * self._shares + 0.5).astype(np.int64)  # turns before both times
+        counts = last + 1 - first
+        members = self._members.repeat(counts)
+        own = np.arange(len(members)) - (counts.cumsum() - counts - first)[members]
+        order = ((own + 0.5) / self._shares[members]).argsort(kind="stable")
+        order = order[begin - int(first.sum()) :][:_TOGETHER]
+        return members[order], own[order]
+
+
+@lru_cache(maxsize=1024)
+def _order_key(seed: int, source: str, epoch: int) -> int:
+    return number("order", seed, source, epoch)
 
 
 def permuted(index: int, size: int, key: int) -> int:
     """Where a pseudo-random permutation of ``range(size)`` sends an index.
 
     A balanced Feistel network over the next even number of bits, walked until the result lies
-    inside: a bijection for every key, in constant memory.
+    inside: a bijection for every key, in constant memory. Its rounds mix by the finaliser of
+    splitmix64, written out here because a call for each round takes as long as the round.
     """
     half = max(1, math.ceil((size - 1).bit_length() / 2))
     low_mask = (1 << half) - 1
     value = index
     while True:
         left, right = value >> half, value & low_mask
-        for turn in range(_ROUNDS):
-            left, right = right, left ^ (_scrambled(right, turn, key) & low_mask)
+        for turn in _TURN_KEYS:
+            mixed = (right + key + turn) & _64_BITS
+            mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
+            mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _64_BITS
+            left, right = right, left ^ ((mixed ^ (mixed >> 31)) & low_mask)
         value = (left << half) | right
         if value < size:
             return value
 
 
-def _scrambled(value: int, turn: int, key: int) -> int:
-    """A well mixed 64-bit number (the finaliser of splitmix64)."""
-    mixed = (value + key + (turn + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return mixed ^ (mixed >> 31)
-
-
 def number(*key: object) -> int:
     """A 64-bit number from anything that can be written down, the same on every machine."""
-    text = "\x1f".join(str(part) for part in key).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    return int.from_bytes(_hashed(key, 8), "little")
 
 
 def generator(seed: int, epoch: int, sample: str, purpose: str) -> np.random.Generator:
     """Randomness of one choice about one sample: never the global state, so any sample can be
     replayed alone.
     """
-    return np.random.default_rng(number(seed, epoch, sample, purpose))
+    state = _hashed((seed, epoch, sample, purpose), 32)
+    seed_sequence: Any = _HashedSeed(state)  # numpy's stubs know no other than its own
+    return np.random.Generator(np.random.PCG64(seed_sequence))
+
+
+class _HashedSeed(ISeedSequence):
+    """The state of a generator from a hash.
+
+    Spreading the bits of a number is all that numpy's own ``SeedSequence`` does, and it takes most
+    of the time of making a generator, of which every sample needs two.
+    """
+
+    def __init__(self, state: bytes) -> None:
+        self._state = state
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        return np.frombuffer(self._state, dtype, n_words)
+
+
+def _hashed(key: Sequence[object], size: int) -> bytes:
+    text = "\x1f".join(map(str, key)).encode()
+    return hashlib.blake2b(text, digest_size=size).digest()
