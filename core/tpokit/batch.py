@@ -87,12 +87,29 @@ class ContextIndex(NamedTuple):
     frames: FrameIndex | None
 
 
+class SequenceIndex(NamedTuple):
+    """Which tokens of a batch see each other, where a row may hold several samples one after
+    another: a token sees those before it in its own sample.
+
+    ``positions [b, l]`` int64: of each token in its own sample, from 0. ``bounds [s + 1]`` int32
+    (s: samples): where the samples begin if the rows stand one after another, from 0, and ``b * l``
+    at the end. ``longest``: the greatest distance of two bounds, in tokens.
+
+    Rows are padded on the right, and padding counts as the end of the last sample of its row:
+    nothing sees it, so nothing has to be masked besides what comes later.
+    """
+
+    positions: Tensor
+    bounds: Tensor
+    longest: int
+
+
 @dataclass
 class Batch:
-    """Examples side by side.
+    """Examples side by side, and where rows are packed, one after another in a row.
 
     Attributes:
-        ids: ``[b, l]`` int64; b: samples, l: longest sample.
+        ids: ``[b, l]`` int64; b: rows, one sample each unless packed, l: longest row.
         mask: ``[b, l]`` bool, false where padded (right in training, left for generation).
         labels: ``[b, l]`` int64, `IGNORED` where nothing is learnt; a label stands at its own
             position (not shifted).
@@ -103,11 +120,14 @@ class Batch:
         given: Task to `GivenIndex`, for heads that take something given.
         targets: Task to what the head's ``collate`` made of the annotations.
         contexts: Task to what its head sees of its calls besides their slots.
-        questions: `WordIndex` of the last question of each row, if a head asks for words.
+        questions: `WordIndex` of the last question of each sample, if a head asks for words.
         media: What the backbone's processor made of the pixels, by name.
         counts: Loss term (``language``, ``assign``, ``task.term``) to the number of items it sums
             over in this batch; known before the forward pass.
-        samples: ``source/id`` of each row, for messages.
+        samples: ``source/id`` of each sample, row by row, for messages.
+        sequences: `SequenceIndex`, for backbones that use it; ``None``: a row is one sample.
+        called: Tasks that any rank calls, or gives something, in this micro-batch: only their heads
+            run; ``None``: all heads do.
     """
 
     ids: Tensor
@@ -123,6 +143,8 @@ class Batch:
     media: dict[str, Any]
     counts: dict[str, float]
     samples: tuple[str, ...]
+    sequences: SequenceIndex | None = None
+    called: frozenset[str] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with all its tensors on a device."""

@@ -12,12 +12,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers import LlavaOnevisionForConditionalGeneration
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 import tpokit
+from tpokit.attention import attention_ends, tells_samples_apart
+from tpokit.batch import SequenceIndex
 from tpokit.connectors import build_connector, save_connector
-from tpokit.interfaces import ConnectorChoice
+from tpokit.interfaces import ConnectorChoice, LayerStack
 from tpokit.pretrained import hash_of_files, hash_of_random, quiet_transformers
 from tpokit_llava_onevision.checkpoint import (
     find_folder,
@@ -27,6 +30,7 @@ from tpokit_llava_onevision.checkpoint import (
 )
 from tpokit_llava_onevision.options import LlavaOnevisionOptions
 from tpokit_llava_onevision.processor import OnevisionProcessor, load_library
+from tpokit_llava_onevision.sizes import layer_stacks, small_config, without_weights
 from tpokit_llava_onevision.visual import NewlineVector, OwnConnector, VisualPath, host_of
 
 
@@ -62,6 +66,7 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
         self.processor = processor
         self.width = int(model.config.text_config.hidden_size)
         self.rows = int(model.config.text_config.vocab_size)
+        self.packs = tells_samples_apart(model.model.language_model)
         self._folder = folder
         self._identity = identity
         self._choice = choice
@@ -88,7 +93,36 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
         """
         assert isinstance(options, LlavaOnevisionOptions)
         found = find_folder(options, folder)
-        config = read_config(found, options.model)
+        return cls._build(options, found, read_config(found, options.model), connector)
+
+    @classmethod
+    def build_empty(
+        cls, options: tpokit.Options, folder: Path, connector: ConnectorChoice | None = None
+    ) -> LlavaOnevisionBackbone:
+        """See `tpokit.Backbone.build_empty`; raises as `build`."""
+        with torch.device("meta"):  # accelerate's way would part weights that are shared
+            return cls.build(without_weights(options), folder, connector)
+
+    @classmethod
+    def build_small(
+        cls, options: tpokit.Options, folder: Path, connector: ConnectorChoice | None = None
+    ) -> LlavaOnevisionBackbone:
+        """See `tpokit.Backbone.build_small`; raises as `build`."""
+        random = without_weights(options)
+        found = find_folder(random, folder)
+        choice = None if connector is None else connector.small()
+        layers = () if choice is None else choice.feature_need().layers
+        config = small_config(read_config(found, random.model), layers)
+        return cls._build(random, found, config, choice)
+
+    @classmethod
+    def _build(
+        cls,
+        options: LlavaOnevisionOptions,
+        found: Path,
+        config: LlavaOnevisionConfig,
+        connector: ConnectorChoice | None,
+    ) -> LlavaOnevisionBackbone:
         place = None if connector is None else (connector, host_of(config, found))
         processor = OnevisionProcessor.load(found, config, options.frames, options.crops, place)
         model = load_model(found, config, options)
@@ -98,6 +132,10 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
             weights = hash_of_files(weight_files(found))
         identity = {"name": options.model, "hash": weights}
         return cls(model, processor, found, identity, connector)
+
+    def layer_stacks(self, tokens: int, pixels: int) -> list[LayerStack]:
+        """See `tpokit.Backbone.layer_stacks`."""
+        return layer_stacks(self.model, tokens, pixels)
 
     def parts(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         """The vision tower; projector and newline vector, or the connector in their place; language
@@ -154,14 +192,17 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
         positions: Tensor,
         cache: Any = None,
         use_cache: bool = False,
+        sequences: SequenceIndex | None = None,
     ) -> tuple[Tensor, Any]:
         """Run the language model; the cache is changed in place and handed back."""
-        output = self.model.model.language_model(
+        llm = self.model.model.language_model
+        output = llm(
             inputs_embeds=embeds,
-            attention_mask=mask,
+            attention_mask=mask if sequences is None else None,
             position_ids=positions,
             past_key_values=cache,
             use_cache=use_cache,
+            **attention_ends(llm, sequences),
         )
         return output.last_hidden_state, output.past_key_values if use_cache else None
 

@@ -19,6 +19,7 @@ from transformers import (
 
 import tpokit
 from tpokit import pretrained
+from tpokit.attention import chosen_attention
 from tpokit_llava_onevision.options import LlavaOnevisionOptions
 from tpokit_llava_onevision.start import balance
 
@@ -92,27 +93,25 @@ def load_model(
         CheckpointError: There are no weights, or they do not fit the configuration.
         UsageError: The attention implementation is not installed.
     """
+    named = getattr(config, "dtype", None) if options.dtype == "auto" else options.dtype
+    dtype = getattr(torch, named) if isinstance(named, str) else named or torch.float32
+    attention = chosen_attention(options.attention, dtype)
     try:
         with pretrained.quiet_transformers():
             if options.weights == "pretrained":
-                return _load_pretrained(folder, options)
-            dtype = getattr(config, "dtype", None) if options.dtype == "auto" else options.dtype
+                return _load_pretrained(folder, options, attention)
             model = AutoModelForImageTextToText.from_config(
-                config,
-                dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32,
-                attn_implementation=options.attention,
+                config, dtype=dtype, attn_implementation=attention
             )
             if options.start == "balanced":
                 balance(model)
             return model
     except ImportError as cause:
-        raise tpokit.UsageError(
-            f"attention {options.attention!r} cannot be used here: {cause}"
-        ) from cause
+        raise tpokit.UsageError(f"attention {attention!r} cannot be used here: {cause}") from cause
 
 
 def _load_pretrained(
-    folder: Path, options: LlavaOnevisionOptions
+    folder: Path, options: LlavaOnevisionOptions, attention: str
 ) -> LlavaOnevisionForConditionalGeneration:
     if not weight_files(folder):
         raise tpokit.CheckpointError(
@@ -124,7 +123,7 @@ def _load_pretrained(
         model, report = LlavaOnevisionForConditionalGeneration.from_pretrained(
             folder,
             dtype=options.dtype,
-            attn_implementation=options.attention,
+            attn_implementation=attention,
             use_safetensors=True,
             local_files_only=True,
             ignore_mismatched_sizes=True,

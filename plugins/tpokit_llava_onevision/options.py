@@ -38,8 +38,10 @@ class LlavaOnevisionOptions(Options):
         description="anyres: a lone image as overview and crops, as the checkpoint was trained; "
         "single: every image as one padded crop (730 tokens at full size instead of 1485 to 7371).",
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
-        default="sdpa", description="Implementation of attention, by transformers' name."
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        default="auto",
+        description="Implementation of attention, by transformers' name; auto: flash attention if "
+        "it is installed, on a GPU with weights of 16 bits, else sdpa.",
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         default="float32",

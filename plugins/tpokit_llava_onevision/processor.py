@@ -121,6 +121,12 @@ class OnevisionProcessor(tpokit.Processor):
         }
         return self._placeholder.sub(lambda at: at.group() * next(counts[at.group()]), text)
 
+    def pixels(self, views: Sequence[tpokit.View]) -> int:
+        """Those of all tiles of images and of all frames of videos, at the size of a tile."""
+        tiles = sum(self._tiles_of(view, alone) for view, alone in _images_of([views]))
+        frames = sum(len(view.frames) for view in views if view.kind == "video")
+        return tiles * self._images.side**2 + frames * self._videos.side**2
+
     def collate_media(self, views: Sequence[Sequence[tpokit.View]]) -> dict[str, Any]:
         """Pixels of a batch: all tiles of its images, then all frames of its videos.
 
@@ -199,11 +205,14 @@ class OnevisionProcessor(tpokit.Processor):
         """The same with another connector, for which each tile of an image is a clip."""
         if view.kind == "video":
             return choice.tokens(host, len(view.frames))
-        tiles = 1
-        if self._is_anyres(alone):
-            height, width = select_best_resolution(tuple(view.frames.shape[1:3]), self._grids)
-            tiles += (height // self._images.side) * (width // self._images.side)
-        return tiles * choice.tokens(host, 1)
+        return self._tiles_of(view, alone) * choice.tokens(host, 1)
+
+    def _tiles_of(self, view: tpokit.View, alone: bool) -> int:
+        """Tiles of an image."""
+        if not self._is_anyres(alone):
+            return 1
+        height, width = select_best_resolution(tuple(view.frames.shape[1:3]), self._grids)
+        return 1 + (height // self._images.side) * (width // self._images.side)
 
     def _end_of_turn(self) -> str:
         """What the template writes behind an answer, up to a line end."""

@@ -18,14 +18,17 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 import tpokit
+from tpokit.attention import attention_ends, chosen_attention, tells_samples_apart
+from tpokit.batch import SequenceIndex
 from tpokit.connectors import build_connector, save_connector
-from tpokit.interfaces import Connector, ConnectorChoice, Instruction
+from tpokit.interfaces import Connector, ConnectorChoice, Instruction, LayerStack
 from tpokit.pretrained import hash_of_files, hash_of_random
 from tpokit_videochat2.build import Plan, make_llm, plan_of
-from tpokit_videochat2.checkpoint import fill, weight_files, write_weights
+from tpokit_videochat2.checkpoint import dtype_of, fill, weight_files, write_weights
 from tpokit_videochat2.config import write_config
 from tpokit_videochat2.options import VideoChat2Options
 from tpokit_videochat2.processor import VideoChat2Processor
+from tpokit_videochat2.sizes import layer_stacks, without_weights
 from tpokit_videochat2.start import balance
 from tpokit_videochat2.vision import VisionTower
 
@@ -62,6 +65,7 @@ class VideoChat2Backbone(tpokit.Backbone):
         self.processor = plan.processor
         self.width = plan.host.hidden
         self.rows = plan.rows
+        self.packs = tells_samples_apart(llm.base_model)
         self.vision_width = plan.host.vision
         self._plan = plan
         self._layers = plan.choice.feature_need().layers
@@ -80,11 +84,33 @@ class VideoChat2Backbone(tpokit.Backbone):
             CheckpointError: What was found is not a whole VideoChat2.
         """
         assert isinstance(options, VideoChat2Options)
-        plan = plan_of(options, folder, connector)
+        return cls._build(plan_of(options, folder, connector))
+
+    @classmethod
+    def build_empty(
+        cls, options: tpokit.Options, folder: Path, connector: ConnectorChoice | None = None
+    ) -> VideoChat2Backbone:
+        """See `tpokit.Backbone.build_empty`; raises as `build`."""
+        with torch.device("meta"):  # accelerate's way would part weights that are shared
+            return cls.build(without_weights(options), folder, connector)
+
+    @classmethod
+    def build_small(
+        cls, options: tpokit.Options, folder: Path, connector: ConnectorChoice | None = None
+    ) -> VideoChat2Backbone:
+        """See `tpokit.Backbone.build_small`; raises as `build`."""
+        return cls._build(plan_of(without_weights(options), folder, connector, small=True))
+
+    @classmethod
+    def _build(cls, plan: Plan) -> VideoChat2Backbone:
+        options = plan.options
         pretrained = options.weights == "pretrained"
+        found = weight_files(plan.folder) if pretrained else []
+        dtype = plan.dtype or (dtype_of(found[0]) if found else None)
+        attention = chosen_attention(options.attention, dtype)
         with init_empty_weights(include_buffers=False) if pretrained else nullcontext():
-            vision = VisionTower(plan.config.vision, options.attention)
-            llm = make_llm(plan.config.llm, options.attention)
+            vision = VisionTower(plan.config.vision, attention)
+            llm = make_llm(plan.config.llm, attention)
             own = None if plan.foreign else plan.choice.build(plan.host)
         if own is None:
             own = build_connector(plan.choice, plan.host, plan.folder)
@@ -99,6 +125,10 @@ class VideoChat2Backbone(tpokit.Backbone):
             weights = hash_of_random(plan.config.model_dump_json(), model)
         model._identity["hash"] = weights
         return model if plan.dtype is None else model.to(plan.dtype)
+
+    def layer_stacks(self, tokens: int, pixels: int) -> list[LayerStack]:
+        """See `tpokit.Backbone.layer_stacks`."""
+        return layer_stacks(self.vision.sizes, self.llm.config, tokens, pixels)
 
     def parts(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         """Its three modules."""
@@ -137,14 +167,16 @@ class VideoChat2Backbone(tpokit.Backbone):
         positions: Tensor,
         cache: Any = None,
         use_cache: bool = False,
+        sequences: SequenceIndex | None = None,
     ) -> tuple[Tensor, Any]:
         """Run the LLM; the cache is changed in place and handed back."""
         output = self.llm.base_model(
             inputs_embeds=embeds,
-            attention_mask=mask,
+            attention_mask=mask if sequences is None else None,
             position_ids=positions,
             past_key_values=cache,
             use_cache=use_cache,
+            **attention_ends(self.llm.base_model, sequences),
         )
         return output.last_hidden_state, output.past_key_values if use_cache else None
 

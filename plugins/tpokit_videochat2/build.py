@@ -19,6 +19,7 @@ from tpokit_videochat2.config import CONFIG_FILE, VideoChat2Config, read_config
 from tpokit_videochat2.options import VideoChat2Options
 from tpokit_videochat2.own_connector import own_connector
 from tpokit_videochat2.processor import VideoChat2Processor
+from tpokit_videochat2.sizes import small_config
 from tpokit_videochat2.tokenizer import load_tokenizer
 
 INSTRUCTION_TOKENIZER = "instruction_tokenizer"
@@ -66,7 +67,10 @@ class Plan:
 
 
 def plan_of(
-    options: VideoChat2Options, recipe_folder: Path, choice: ConnectorChoice | None
+    options: VideoChat2Options,
+    recipe_folder: Path,
+    choice: ConnectorChoice | None,
+    small: bool = False,
 ) -> Plan:
     """Find and check what the options name.
 
@@ -74,6 +78,7 @@ def plan_of(
         options: Of the recipe.
         recipe_folder: Relative paths start here.
         choice: The connector of the recipe; ``None``: the model's own.
+        small: Make it small, as `tpokit_videochat2.sizes.small_config` says.
 
     Raises:
         UsageError: There is no such folder, or the connector does not fit the model.
@@ -81,9 +86,13 @@ def plan_of(
     """
     folder = find_folder(options, recipe_folder)
     config = read_config(folder)
-    llm = llm_config(config.llm)
     own = own_connector(config.connector)
     chosen = own if choice is None or choice.description == own.description else choice
+    foreign = chosen is not own
+    if small:
+        chosen = chosen.small()
+        config = small_config(config, chosen.feature_need().layers)
+    llm = llm_config(config.llm)
     if options.instruction != "none" and not chosen.reads_instruction():
         raise tpokit.UsageError(
             f"backbone.options.instruction is {options.instruction!r}, but the connector reads no "
@@ -106,7 +115,7 @@ def plan_of(
         instruction=options.instruction,
         instruction_tokenizer=_instruction_tokenizer(options, folder),
     )
-    return Plan(options, folder, config, chosen, chosen is not own, host, llm.vocab_size, processor)
+    return Plan(options, folder, config, chosen, foreign, host, llm.vocab_size, processor)
 
 
 def llm_config(described: dict[str, Any]) -> Any:

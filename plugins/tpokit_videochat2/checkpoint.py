@@ -137,6 +137,15 @@ def write_weights(model: nn.Module, folder: Path, skipped: str = "") -> None:
 # ---- which weights these are ----
 
 
+def dtype_of(path: Path) -> torch.dtype | None:
+    """Number format of the first tensor of a file; ``None`` if there is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            return next((file.get_tensor(name).dtype for name in file.keys()), None)  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return None  # what is wrong with it is said when it is read whole
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Files with weights, sorted by name."""
     return sorted(folder.glob("model*.safetensors"))

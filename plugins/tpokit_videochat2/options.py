@@ -36,7 +36,8 @@ class VideoChat2Options(Options):
         instruction: What a connector that reads an instruction is given: ``none``, the ``system``
             turn, or that and the first ``question``.
         lora_output: Whether LoRA is also on the output layer, as released.
-        attention: Implementation of attention, by transformers' name.
+        attention: Implementation of attention, by transformers' name; ``auto``: flash attention if
+            it is installed, on a GPU with weights of 16 bits, else ``sdpa``.
         dtype: Number format of the weights in memory; ``auto``: as the files have them.
     """
 
@@ -53,7 +54,7 @@ class VideoChat2Options(Options):
     timestamps: Literal["asked", "always", "never"] = "asked"
     instruction: Literal["none", "system", "question"] = "none"
     lora_output: bool = True
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
 
     @model_validator(mode="after")

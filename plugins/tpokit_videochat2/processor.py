@@ -107,6 +107,10 @@ class VideoChat2Processor(tpokit.Processor):
         """
         return self._prompt.expand(text, views, [self._tokens_of(view) for view in views])
 
+    def pixels(self, views: Sequence[tpokit.View]) -> int:
+        """Those of all frames, at the size in which the tower sees them."""
+        return sum(len(view.frames) for view in views) * self.image_size**2
+
     def collate_media(self, views: Sequence[Sequence[tpokit.View]]) -> dict[str, Any]:
         """Pixels of a batch: all frames of all clips, in the order of samples and of their media.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tpokit.batch import Batch
+from tpokit.data.arrangement import Rows
 from tpokit.types import Example
 
 TOGETHER = 1000
@@ -81,10 +82,12 @@ class ReadBatch:
     Attributes:
         batches: Its micro-batches; none if a place could not be filled.
         bad: What was replaced.
+        shortened: How many of its samples were too long and lost turns or frames.
     """
 
     batches: tuple[Batch, ...]
     bad: tuple[BadSample, ...] = ()
+    shortened: int = 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ReadBatch:
         """The same with the batches on a device."""
@@ -97,18 +100,22 @@ class ReadBatch:
 
 @dataclass(frozen=True)
 class ReadingCollator:
-    """Collates readings.
+    """Makes micro-batches of readings.
 
     Attributes:
-        collate: Makes a batch of examples.
+        arrange: Examples to the rows of each micro-batch.
+        collate: Rows to a micro-batch.
     """
 
-    collate: Callable[[Sequence[Example]], Batch]
+    arrange: Callable[[Sequence[Example]], Sequence[Rows]]
+    collate: Callable[[Rows], Batch]
 
     def __call__(self, readings: Sequence[Reading | Example]) -> ReadBatch:
         """Collate; an example is a reading without anything bad."""
         found = [item if isinstance(item, Reading) else Reading(item) for item in readings]
         bad = tuple(sample for reading in found for sample in reading.bad)
         examples = [reading.example for reading in found if reading.example is not None]
-        whole = len(examples) == len(found)
-        return ReadBatch((self.collate(examples),) if whole else (), bad)
+        if len(examples) < len(found):
+            return ReadBatch((), bad)
+        batches = tuple(self.collate(rows) for rows in self.arrange(examples))
+        return ReadBatch(batches, bad, sum(example.shortened for example in examples))

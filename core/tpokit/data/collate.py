@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -16,6 +16,7 @@ from tpokit.batch import (
     FrameIndex,
     GivenIndex,
     LabelIndex,
+    SequenceIndex,
     SlotIndex,
     TokenIndex,
     WordIndex,
@@ -35,27 +36,33 @@ class Collator:
         heads: By task.
         tokens: Ids of the task tokens.
         padding: Side that is padded: right for training, left for generation.
+        packs: Whether the backbone takes rows of several samples (`tpokit.Backbone.packs`).
     """
 
     processor: Processor
     heads: Mapping[str, TaskHead]
     tokens: TokenTable
     padding: Literal["left", "right"] = "right"
+    packs: bool = False
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        """Collate examples."""
-        length = max(len(example.ids) for example in examples)
-        starts = [
-            length - len(example.ids) if self.padding == "left" else 0 for example in examples
-        ]
+        """Collate examples, each in a row of its own."""
+        return self.rows([[example] for example in examples])
+
+    def rows(self, rows: Sequence[Sequence[Example]]) -> Batch:
+        """Collate rows of one or, if the backbone packs, several examples each."""
+        placed = _placed(rows, self.padding)
+        examples = [place.example for place in placed]
+        length = max(place.start + len(place.example.ids) for place in placed)
         pad = self.processor.tokenizer.pad_token_id or 0
-        ids = torch.full((len(examples), length), pad)
-        labels = torch.full((len(examples), length), IGNORED)
-        mask = torch.zeros(len(examples), length, dtype=torch.bool)
-        for row, (example, start) in enumerate(zip(examples, starts, strict=True)):
+        ids = torch.full((len(rows), length), pad)
+        labels = torch.full((len(rows), length), IGNORED)
+        mask = torch.zeros(len(rows), length, dtype=torch.bool)
+        for example, row, start in placed:
             span = slice(start, start + len(example.ids))
             ids[row, span] = torch.tensor(example.ids)
             labels[row, span] = torch.tensor(example.labels)
+            labels[row, start] = IGNORED  # nothing of its sample stands before it
             mask[row, span] = True
         learnt = _label_index(labels)
         tasks = sorted(self.heads)
@@ -73,14 +80,15 @@ class Collator:
             labels=labels,
             learnt=learnt,
             tokens=self._token_index(ids, mask),
-            slots={task: _slot_index(examples, starts, task, self._slots(task)) for task in tasks},
-            given=self._given(examples, starts),
+            slots={task: _slot_index(placed, task, self._slots(task)) for task in tasks},
+            given=self._given(placed),
             targets=targets,
-            contexts={task: self.context(task, _calls(examples, starts, task)) for task in tasks},
-            questions=self._last_questions(examples, starts),
+            contexts={task: self.context(task, _calls(placed, task)) for task in tasks},
+            questions=self._last_questions(placed),
             media=self._media(examples),
             counts=counts,
             samples=tuple(f"{example.source}/{example.sample.id}" for example in examples),
+            sequences=_sequence_index(placed, ids) if self.packs else None,
         )
 
     def idle(self) -> Batch:
@@ -120,18 +128,19 @@ class Collator:
         rows, positions = torch.nonzero(found, as_tuple=True)
         return TokenIndex(rows, positions, ids[rows, positions] - self.tokens.rows)
 
-    def _given(self, examples: Sequence[Example], starts: Sequence[int]) -> dict[str, GivenIndex]:
+    def _given(self, placed: Sequence[_Place]) -> dict[str, GivenIndex]:
         index: dict[str, GivenIndex] = {}
         for task in sorted(self.heads):
             if self.tokens.given_id(task) is None:
                 continue
             places = [
                 (row, start + position)
-                for row, (example, start) in enumerate(zip(examples, starts, strict=True))
+                for example, row, start in placed
                 for position in example.given_positions.get(task, ())
             ]
             rows, positions = torch.tensor(places, dtype=torch.long).reshape(-1, 2).unbind(1)
-            values = self.heads[task].collate_given(_joined(examples, "given", task))
+            given = _joined([place.example for place in placed], "given", task)
+            values = self.heads[task].collate_given(given)
             index[task] = GivenIndex(rows, positions, values)
         return index
 
@@ -152,29 +161,29 @@ class Collator:
 
     def _frame_index(self, calls: Sequence[ContextCall]) -> FrameIndex:
         """Frames of the first medium of each call; calls of one sample share theirs."""
-        firsts: dict[int, int] = {}  # row to its first frame
+        firsts: dict[tuple[int, int], int] = {}  # sample to its first frame
         shown: list[View] = []
         count = 0
         for call in calls:
-            if call.row not in firsts:
-                firsts[call.row] = count
+            if call.sample not in firsts:
+                firsts[call.sample] = count
                 shown.append(call.views[0])
                 count += len(call.views[0].frames)
         sizes = [len(call.views[0].frames) for call in calls]
         which = torch.zeros(len(calls), max(sizes), dtype=torch.long)
         mask = torch.zeros(len(calls), max(sizes), dtype=torch.bool)
         for index, (call, size) in enumerate(zip(calls, sizes, strict=True)):
-            which[index, :size] = firsts[call.row] + torch.arange(size)
+            which[index, :size] = firsts[call.sample] + torch.arange(size)
             mask[index, :size] = True
         return FrameIndex(self.processor.collate_frames(shown), which, mask)
 
-    def _last_questions(self, examples: Sequence[Example], starts: Sequence[int]) -> Any:
+    def _last_questions(self, placed: Sequence[_Place]) -> Any:
         if not any(head.context_need().question for head in self.heads.values()):
             return None
         return word_index(
             [
                 (row, [start + position for position in example.questions[-1]])
-                for row, (example, start) in enumerate(zip(examples, starts, strict=True))
+                for example, row, start in placed
             ]
         )
 
@@ -188,12 +197,53 @@ class ContextCall:
         words: Positions of the words of its question in the batch.
         prepared: By the head.
         views: The head's views of the media.
+        start: Where its sample begins in the row.
     """
 
     row: int
     words: Sequence[int]
     prepared: Any
     views: Sequence[View]
+    start: int = 0
+
+    @property
+    def sample(self) -> tuple[int, int]:
+        """What calls of one sample have in common: its row and where it begins."""
+        return self.row, self.start
+
+
+class _Place(NamedTuple):
+    """Where an example stands in a batch: its row and its first position."""
+
+    example: Example
+    row: int
+    start: int
+
+
+def _placed(rows: Sequence[Sequence[Example]], padding: Literal["left", "right"]) -> list[_Place]:
+    """Examples one after another in their rows, which end together if padded on the left."""
+    lengths = [sum(len(example.ids) for example in row) for row in rows]
+    places = []
+    for row, (examples, length) in enumerate(zip(rows, lengths, strict=True)):
+        start = max(lengths) - length if padding == "left" else 0
+        for example in examples:
+            places.append(_Place(example, row, start))
+            start += len(example.ids)
+    return places
+
+
+def _sequence_index(placed: Sequence[_Place], ids: torch.Tensor) -> SequenceIndex:
+    """Of rows that are padded on the right."""
+    rows, length = ids.shape
+    begins = torch.tensor([row * length + start for _, row, start in placed])
+    bounds = torch.cat([begins, torch.tensor([rows * length])])
+    sizes = bounds.diff()
+    positions = torch.arange(rows * length) - begins.repeat_interleave(sizes)
+    return SequenceIndex(
+        positions=positions.reshape(rows, length),
+        bounds=bounds.to(torch.int32),
+        longest=int(sizes.max()),
+    )
 
 
 def word_index(questions: Sequence[tuple[int, Sequence[int]]]) -> WordIndex:
@@ -208,15 +258,16 @@ def word_index(questions: Sequence[tuple[int, Sequence[int]]]) -> WordIndex:
     return WordIndex(rows, positions, mask)
 
 
-def _calls(examples: Sequence[Example], starts: Sequence[int], task: str) -> list[ContextCall]:
+def _calls(placed: Sequence[_Place], task: str) -> list[ContextCall]:
     return [
         ContextCall(
             row=row,
             words=[start + position for position in example.questions[turn]],
             prepared=prepared,
             views=example.head_views.get(task, ()),
+            start=start,
         )
-        for row, (example, start) in enumerate(zip(examples, starts, strict=True))
+        for example, row, start in placed
         for prepared, turn in zip(
             example.prepared.get(task, ()), example.question_of.get(task, ()), strict=True
         )
@@ -228,17 +279,15 @@ def _joined(examples: Sequence[Example], name: str, task: str) -> list[Any]:
 
 
 def _label_index(labels: torch.Tensor) -> LabelIndex:
-    """The hidden state before each label; a label at position 0 has none and is left out."""
+    """The hidden state before each label."""
     rows, before = torch.nonzero(labels[:, 1:] != IGNORED, as_tuple=True)
     return LabelIndex(rows, before, labels[rows, before + 1])
 
 
-def _slot_index(
-    examples: Sequence[Example], starts: Sequence[int], task: str, slots: int
-) -> SlotIndex:
+def _slot_index(placed: Sequence[_Place], task: str, slots: int) -> SlotIndex:
     calls = [
         (row, [start + position for position in call])
-        for row, (example, start) in enumerate(zip(examples, starts, strict=True))
+        for example, row, start in placed
         for call in example.slots.get(task, ())
     ]
     return SlotIndex(

@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from tpokit.data.blank_media import blank_media
 from tpokit.data.media import read_media
-from tpokit.data.pieces import Piece, mark_words, tokenize, unmarked
+from tpokit.data.pieces import MEDIA_MARK, Piece, Tokens, mark_words, tokenize, unmarked
+from tpokit.data.shortening import Shortener
 from tpokit.errors import DataError, UsageError
 from tpokit.interfaces import Processor, TaskHead
+from tpokit.recipe_schema import TooLong
 from tpokit.tokens import TokenTable, mark, marked_tasks
 from tpokit.types import IGNORED, Example, MediaNeed, Sample, Seen, Turn, View
 
-_MEDIA_MARK = re.compile(r"<(image|video)>")
 _OWN_MARKS = re.compile("[\ue000-\ue01f]")
 """Private characters that mark places in a prompt: here, in `pieces`, in templates of plugins."""
 BACKBONE = "backbone"
@@ -37,14 +39,22 @@ class Encoder:
         processor: Of the backbone.
         heads: By task; they check annotations and say which views they need.
         tokens: Ids of the task tokens.
-        max_length: Longest sequence, in tokens; a longer sample is an error, because cutting it
-            could drop a slot or tear a medium.
+        max_length: Longest sequence, in tokens. A longer sample is never cut, which could drop a
+            slot or tear a medium.
+        decode: False: frames of media are blank (`tpokit.data.blank_media`), to check annotations.
+        device_tokens, device_pixels: What a micro-batch has room for; ``None``: anything.
+        too_long: ``shorten`` a sample that is too long as far as that goes
+            (`tpokit.data.shortening`), or ``drop`` it, with an error.
     """
 
     processor: Processor
     heads: Mapping[str, TaskHead]
     tokens: TokenTable
     max_length: int
+    decode: bool = True
+    device_tokens: int | None = None
+    device_pixels: int | None = None
+    too_long: TooLong = "drop"
 
     def encode(
         self,
@@ -66,7 +76,7 @@ class Encoder:
 
         Raises:
             DataError: Marks and targets do not fit together, an annotation or a medium is wrong, or
-                the sample is longer than ``max_length``.
+                the sample is too long or has too many pixels.
             UsageError: There is a mark of a task in the ``answer_prefix``.
         """
         where = f"{source}/{sample.id}"
@@ -77,21 +87,22 @@ class Encoder:
         )
         self._check(sample, turns, where, answer_next)
         views = self._views(sample, where, answer_next, random)
+        self._check_pixels(views[BACKBONE], where)
         pieces = self._pieces(sample, turns, views[BACKBONE], where, answer_next)
         if answer_next and answer_prefix:
             pieces.append(self._prefix(answer_prefix))
-        asked = sum(turn.role == "user" for turn in turns)
-        found = tokenize(pieces, self.processor.tokenizer, self.processor.whole_text, asked)
+        found = self._tokenize(pieces, sum(turn.role == "user" for turn in turns))
+        too_long = len(found.ids) > min(self._limits)
+        if too_long:
+            length = len(found.ids)
+            if answer_next or self.too_long == "drop":
+                raise self._too_long(length, where)
+            sample, views[BACKBONE], found = self._shortened(sample, views[BACKBONE], length, where)
+            turns = sample.turns
         ids = self.tokens.from_tokenizer(found.ids)
         labels = [
             token if learnt else IGNORED for token, learnt in zip(ids, found.learnt, strict=True)
         ]
-        if len(ids) > self.max_length:
-            raise DataError(
-                f"{where}: {len(ids)} tokens, but at most {self.max_length} fit (run.max_length); "
-                "a cut would drop a slot or tear a medium: shorten the conversation or give fewer "
-                "or smaller media"
-            )
         slots, given = self._find(ids, labels, where)
         example = Example(
             sample=sample,
@@ -103,8 +114,9 @@ class Encoder:
             targets={},
             given={},
             views=views[BACKBONE],
-            head_views={task: found for task, found in views.items() if task != BACKBONE},
+            head_views={task: found for task, found in views.items() if task in sample.targets},
             questions=found.questions,
+            shortened=too_long,
         )
         self._annotate(example, turns)
         return example
@@ -128,7 +140,7 @@ class Encoder:
             )
         return Seen(
             where=where,
-            question=_MEDIA_MARK.sub("", question).strip(),
+            question=MEDIA_MARK.sub("", question).strip(),
             media=sample.media,
             info=tuple(example.media),
             views=tuple(example.head_views.get(task, ())),
@@ -183,12 +195,62 @@ class Encoder:
                 if consumer == BACKBONE or self.heads[consumer].wants_frames(medium)
             }
             try:
-                decoded = read_media(medium, wanted, random=random)
+                read = read_media if self.decode else blank_media
+                decoded = read(medium, wanted, random=random)
             except DataError as cause:
                 raise DataError(f"{where}: {cause}") from cause
             for consumer, view in decoded.items():
                 views[consumer].append(view)
         return views
+
+    def _check_pixels(self, views: Sequence[View], where: str) -> None:
+        if self.device_pixels is None:
+            return
+        pixels = self.processor.pixels(views)
+        if pixels > self.device_pixels:
+            raise DataError(
+                f"{where}: {pixels} pixels of its media go through the vision tower, but a device "
+                f"takes at most {self.device_pixels} at once (run.device_pixels); give fewer or "
+                "smaller media or fewer frames, or allow more"
+            )
+
+    @property
+    def _limits(self) -> dict[int, str]:
+        """How many tokens there may be, and the keys of a recipe that say so."""
+        limits = {self.max_length: "run.max_length"}
+        if self.device_tokens is not None:
+            limits.setdefault(self.device_tokens, "run.device_tokens")
+        return limits
+
+    def _shortened(
+        self, sample: Sample, views: list[View], length: int, where: str
+    ) -> tuple[Sample, list[View], Tokens]:
+        """A sample that is too long, made to fit.
+
+        Raises:
+            DataError: It cannot be.
+        """
+
+        def write(short: Sample, fewer: list[View]) -> list[Piece]:
+            return self._pieces(short, short.turns, fewer, where, answer_next=False)
+
+        shorten = Shortener(min(self._limits), self.heads, write, self._tokenize)
+        found = shorten(sample, views)
+        if found is None:
+            tried = ", without older turns and with one frame of each video, too"
+            raise self._too_long(length, where, tried)
+        return found
+
+    def _too_long(self, length: int, where: str, tried: str = "") -> DataError:
+        limit = min(self._limits)
+        return DataError(
+            f"{where}: {length} tokens, but at most {limit} fit ({self._limits[limit]}){tried}; "
+            "a cut would drop a slot or tear a medium: shorten the conversation or give fewer or "
+            "smaller media"
+        )
+
+    def _tokenize(self, pieces: list[Piece], turns: int) -> Tokens:
+        return tokenize(pieces, self.processor.tokenizer, self.processor.whole_text, turns)
 
     def _pieces(
         self,
@@ -230,7 +292,7 @@ class Encoder:
     def _spelled_out(self, turn: Turn, where: str) -> str:
         """A turn with task tokens in the place of marks."""
         answer = turn.role == "assistant"
-        for words in [turn.text] if answer else _MEDIA_MARK.split(turn.text)[::2]:
+        for words in [turn.text] if answer else MEDIA_MARK.split(turn.text)[::2]:
             self._refuse_reserved(words, where)
         try:
             return self.tokens.spell_out(turn.text, turn.role, where)
@@ -335,13 +397,13 @@ class Encoder:
 
 
 def _has_media_marks(turns: Sequence[Turn]) -> bool:
-    return any(_MEDIA_MARK.search(turn.text) for turn in turns)
+    return any(MEDIA_MARK.search(turn.text) for turn in turns)
 
 
 def _content(text: str) -> list[dict[str, str]]:
     """A turn in transformers' form: text parts and media parts in their order."""
     parts: list[dict[str, str]] = []
-    for index, piece in enumerate(_MEDIA_MARK.split(text)):
+    for index, piece in enumerate(MEDIA_MARK.split(text)):
         if index % 2:
             parts.append({"type": piece})
         elif piece.strip():

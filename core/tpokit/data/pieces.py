@@ -20,6 +20,8 @@ from typing import Any
 from tpokit.errors import UsageError
 
 _WORDS = re.compile("\ue002(\\d+)\ue003(.*?)\ue004", re.DOTALL)
+MEDIA_MARK = re.compile(r"<(image|video)>")
+"""What stands in a turn where a medium is shown."""
 _PARTINGS = ("\n", "\0")
 """Characters that most tokenizers join with nothing: a line break, and one that no text has."""
 

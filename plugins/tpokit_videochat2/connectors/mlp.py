@@ -40,6 +40,11 @@ class MlpConnector(Connector):
         return FeatureNeed(cast(MlpOptions, options).vision_layers)
 
     @classmethod
+    def small_options(cls, options: tpokit.Options) -> MlpOptions:
+        """As wide as the LLM."""
+        return cast(MlpOptions, options).model_copy(update={"hidden": None})
+
+    @classmethod
     def tokens(cls, options: tpokit.Options, host: ConnectorHost, frames: int) -> int:
         """One for each patch, and for each leading token if they are kept."""
         rows, columns = host.grid

@@ -39,6 +39,11 @@ class PoolAdapter(Connector):
         return FeatureNeed(cast(PoolAdapterOptions, options).vision_layers)
 
     @classmethod
+    def small_options(cls, options: tpokit.Options) -> PoolAdapterOptions:
+        """As wide as the LLM."""
+        return cast(PoolAdapterOptions, options).model_copy(update={"hidden": None})
+
+    @classmethod
     def tokens(cls, options: tpokit.Options, host: ConnectorHost, frames: int) -> int:
         """Frames that are left, times cells of the grid.
 

@@ -61,6 +61,16 @@ class QFormerConnector(Connector):
         return cast(QFormerOptions, options).vocabulary > 0
 
     @classmethod
+    def small_options(cls, options: tpokit.Options) -> QFormerOptions:
+        """Few and narrow layers."""
+        wide = cast(QFormerOptions, options)
+        heads = min(wide.heads, 4)
+        changes = {"layers": min(wide.layers, 2), "heads": heads}
+        changes["width"] = min(wide.width, 16 * heads)
+        changes["intermediate"] = min(wide.intermediate, 32 * heads)
+        return wide.model_copy(update=changes)
+
+    @classmethod
     def tokens(cls, options: tpokit.Options, host: ConnectorHost, frames: int) -> int:
         """One for each query."""
         assert isinstance(options, QFormerOptions)

@@ -173,12 +173,17 @@ def bad(position, index=7):
 
 
 def test_notes_travel_with_the_batch():
-    collate = ReadingCollator(lambda examples: SimpleNamespace(size=len(examples)))
-    found = collate([Reading("a", (bad(1),)), "b", Reading("c", (bad(2), bad(2, 8)))])
-    (batch,) = found.batches
-    assert batch.size == 3
+    def arrange(examples):
+        return [[[example] for example in examples[:2]], [examples[2:]]]
+
+    whole, cut = SimpleNamespace(shortened=False), SimpleNamespace(shortened=True)
+    collate = ReadingCollator(arrange, lambda rows: [len(row) for row in rows])
+    readings = [Reading(whole, (bad(1),)), cut, Reading(whole, (bad(2), bad(2, 8))), Reading(cut)]
+    found = collate(readings)
+    assert found.batches == ([1, 1], [2])
     assert [sample.position for sample in found.bad] == [1, 2, 2]
-    assert collate([Reading("a"), Reading(None, (bad(1),))]) == ReadBatch((), (bad(1),))
+    assert found.shortened == 2
+    assert collate([Reading(cut), Reading(None, (bad(1),))]) == ReadBatch((), (bad(1),))
 
 
 def test_a_batch_with_notes_goes_to_a_device_and_into_locked_memory():

@@ -197,6 +197,15 @@ def test_a_batch_gives_the_pixels_of_its_samples():
         assert media[name] == [number for part in alone for number in part[name]]
 
 
+@pytest.mark.parametrize("crops", ["anyres", "single"])
+def test_pixels_are_counted_before_there_are_any(crops):
+    processor = processor_of(crops)
+    wide, clip = view_of(height=57, width=113), view_of("video", frames=3)
+    for views in ([wide], [wide, view_of()], [clip, wide], [clip]):
+        assert processor.pixels(views) == processor.collate_media([views])["pixels"].numel() / 3
+    assert processor.pixels([]) == 0
+
+
 def test_no_media_give_nothing():
     assert processor_of().collate_media([[], []]) == {}
 

@@ -209,6 +209,12 @@ def test_frames_stay_in_the_order_of_samples_and_media():
     assert torch.equal(frames, media["pixels"])
 
 
+def test_pixels_are_counted_before_there_are_any():
+    processor, views = processor_of(), [view_of("video", 3), view_of("image", 1)]
+    assert processor.pixels(views) == processor.collate_media([views])["pixels"].numel() / 3
+    assert processor.pixels([]) == 0
+
+
 def test_without_media_there_is_nothing():
     assert processor_of().collate_media([[], []]) == {}
 
