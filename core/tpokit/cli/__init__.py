@@ -2,7 +2,7 @@
 
 Each verb is a thin function in a module of its own, which imports what it needs when it runs, so
 that ``tpokit --help`` is instant. Exit codes: 0 done, 1 ran and failed, 2 asked wrongly, 130
-interrupted.
+interrupted from the keyboard, 143 and 138 training that saved and stopped for SIGTERM and SIGUSR1.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Annotated
 
 import typer
 
+from tpokit.cli.data import data
 from tpokit.cli.evaluate import evaluate
 from tpokit.cli.plugins import plugins
 from tpokit.cli.predict import predict
 from tpokit.cli.recipe import recipe
-from tpokit.cli.train import train
+from tpokit.cli.train import TrainCommand, train
 from tpokit.cli.weights import weights
 from tpokit.errors import TpokitError
 
@@ -29,7 +30,8 @@ app = typer.Typer(
 )
 app.command()(plugins)
 app.add_typer(recipe)
-app.command()(train)
+app.add_typer(data)
+app.command(cls=TrainCommand)(train)
 app.command()(predict)
 app.command()(evaluate)
 app.add_typer(weights)
@@ -68,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TpokitError as error:
         from tpokit.reporting.console import fail
 
-        fail(error)
+        if str(error):  # of processes that stop together, one talks
+            fail(error)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         _interrupted()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from tpokit.errors import DataError
+
+_TURNED = (5, 6, 7, 8)
+"""Values of EXIF's orientation for a picture that lies on its side."""
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -19,10 +24,30 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         DataError: The file is no image, broken or too large; names it and the reason.
     """
+    with _opened(path) as picture:
+        return np.array(_upright_rgb(picture))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels of an image that stands upright; nothing is decoded.
+
+    Raises:
+        DataError: As `read_image`, as far as the head of the file shows it.
+    """
+    with _opened(path) as picture:
+        # Pillow would decode a PNG to look for EXIF data behind its pixels
+        known = picture.format != "PNG" or "exif" in picture.info
+        turned = known and picture.getexif().get(ExifTags.Base.Orientation) in _TURNED
+        return picture.size[::-1] if turned else picture.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image whose head was read; what goes wrong with it is explained."""
     try:
         with Image.open(path) as picture:
             _check_size(path, picture)
-            return np.array(_upright_rgb(picture))
+            yield picture
     except (
         OSError,
         SyntaxError,

@@ -64,7 +64,7 @@ def tensors_of(found: DetectorOutput) -> dict[str, Tensor]:
     named = found._asdict()
     named |= {} if found.alignment is None else found.alignment._asdict()
     if found.negative is not None:
-        named |= {f"{name}_negative": value for name, value in found.negative._asdict().items()}
+        named |= {f"{name}_negative": value for name, value in vars(found.negative).items()}
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
