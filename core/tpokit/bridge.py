@@ -72,6 +72,7 @@ class TaskTokenBridge(nn.Module):
         triggers = len(tokens.tasks)
         slots = sum(len(task.slots) for task in tokens.tasks.values())
         self.rows = tokens.rows
+        self.learnt = triggers + slots  # under ZeRO-3 the weights are not always there to count
         self.input = InputRows(triggers + slots, width, scale)
         self.output = OutputRows(triggers, width)
 
@@ -80,7 +81,7 @@ class TaskTokenBridge(nn.Module):
         batch.
         """
         rows, positions = torch.nonzero(
-            (ids >= self.rows) & (ids < self.rows + len(self.input.weight)), as_tuple=True
+            (ids >= self.rows) & (ids < self.rows + self.learnt), as_tuple=True
         )
         return TokenIndex(rows, positions, ids[rows, positions] - self.rows)
 

@@ -10,92 +10,159 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tpokit.answers import Answer
+import torch
+
 from tpokit.atomic import whole_file
 from tpokit.checkpoints.store import load_model, saved_recipe
 from tpokit.data.dataset import open_sources
 from tpokit.data.mixing import generator
 from tpokit.errors import UsageError
-from tpokit.evaluation.choice import calls_right, same_words
+from tpokit.evaluation.judging import Asked, Judged, Report, Scores, judged
+from tpokit.evaluation.sharing import Sharing
+from tpokit.inference.lockstep import Lockstep
 from tpokit.inference.predictor import Predictor
-from tpokit.interfaces import Metric
 from tpokit.model import TpoModel
 from tpokit.plugins import Plugins
 from tpokit.recipe import EvaluateEntry, Recipe, evaluation_recipe
-from tpokit.tokens import marked_tasks
-from tpokit.types import Media, MediaInfo, Sample, Seen
 
-TRIGGER_ACCURACY = "trigger_accuracy"
-CONVERSATION_ACCURACY = "conversation_accuracy"
+_WINDOW = 32  # batches that are sorted by length together
 
 
-@dataclass(frozen=True)
-class Report:
-    """Scores of a model.
+class Evaluation:
+    """The ``evaluate:`` section of a recipe, ready to be run once or often.
+
+    Batches are the same whatever the number of ranks, and are added up in their order: so are the
+    scores. Each rank answers every so manieth batch.
 
     Attributes:
-        scores: Measure to value: ``task.measure`` of each metric, ``trigger_accuracy`` (the right
-            heads called and no other), ``conversation_accuracy`` (answers without a call that say
-            the expected words).
-        constant: What the best answer that ignores the input would have scored, where defined.
-        samples: Data entry to how many samples were asked.
+        recipe, plugins, sharing: As given.
+        wanted: The section.
+        sizes: Data entry to how many of its samples are asked.
     """
 
-    scores: dict[str, float]
-    constant: dict[str, float] = field(default_factory=dict)
-    samples: dict[str, int] = field(default_factory=dict)
+    def __init__(self, recipe: Recipe, plugins: Plugins, sharing: Sharing | None = None) -> None:
+        """Open the data.
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        return {"scores": self.scores, "constant": self.constant, "samples": self.samples}
+        Args:
+            recipe: Names data entries, number of samples of each, batch and length of answers.
+            plugins: Where names are looked up.
+            sharing: The ranks that evaluate together; default: this process alone.
 
-
-class _Scores:
-    """Adds up over samples."""
-
-    def __init__(self, model: TpoModel, plugins: Plugins) -> None:
-        self._model = model
-        self._metrics: dict[str, list[Metric]] = {
-            task: [plugins.factory(spec)() for spec in plugins.for_task("metric", task)]
-            for task in model.heads
+        Raises:
+            UsageError: The recipe has no such section.
+            DataError: A data entry is empty or cannot be read.
+        """
+        self.recipe = recipe
+        self.plugins = plugins
+        self.sharing = sharing or Sharing()
+        self.wanted = _wanted(recipe)
+        self._sources = open_sources(recipe, plugins, self.wanted.data)
+        self.sizes = {
+            name: min(len(source), self.wanted.samples) for name, source in self._sources.items()
         }
-        self._triggers: list[bool] = []
-        self._words: list[bool] = []
 
-    def add(self, sample: Sample, answer: Answer) -> None:
-        """Take in one sample and what the model made of its last question."""
-        said = sample.turns[-1].text
-        expected = marked_tasks(said, sample.targets)
-        self._triggers.append(calls_right([call.task for call in answer.calls], expected))
-        if not expected:
-            self._words.append(same_words(answer.text, said))
-        medium = answer.media[0] if answer.media else MediaInfo("image", 1, 1)
-        for task in set(expected):
-            head = self._model.head(task)
-            last = sample.targets[task][-expected.count(task) :]
-            asked = [turn.text for turn in sample.turns if turn.role == "user"][-1]
-            seen = Seen(sample.id, asked, sample.media, answer.media)
-            results = [head.result_of(head.read_target(t, seen), medium) for t in last]
-            for metric in self._metrics[task]:
-                metric.add(answer.results(task), results, medium)
+    def __call__(
+        self,
+        model: TpoModel,
+        progress: Callable[[int, int], None] | None = None,
+        answers: Path | None = None,
+        lockstep: Lockstep | None = None,
+    ) -> Report:
+        """Score a model; all ranks get the report.
 
-    def report(self, samples: dict[str, int]) -> Report:
-        """All measures."""
-        scores: dict[str, float] = {}
-        constant: dict[str, float] = {}
-        for task, metrics in self._metrics.items():
-            for metric in metrics:
-                scores.update({f"{task}.{name}": value for name, value in metric.scores().items()})
-                constant.update({f"{task}.{n}": value for n, value in metric.constant().items()})
-        if self._triggers and self._model.heads:
-            scores[TRIGGER_ACCURACY] = sum(self._triggers) / len(self._triggers)
-        if self._words:
-            scores[CONVERSATION_ACCURACY] = sum(self._words) / len(self._words)
-        return Report(scores, constant, samples)
+        Args:
+            model: Is put into evaluation mode and back.
+            progress: Called with samples done and in all.
+            answers: See `evaluate_model`; written by the first rank.
+            lockstep: What keeps ranks in step, for a model that lies in pieces.
+
+        Raises:
+            DataError: A sample cannot be read or is wrong; on all ranks alike.
+        """
+        was_training = model.training
+        done, count = 0, sum(self.sizes.values())
+        with _writer(answers if self.sharing.first else None) as write:
+            going = _Pass(self, model, lockstep or Lockstep(), write, answers is not None)
+            while done < count:
+                done += going.on()
+                if progress is not None:
+                    progress(done, count)
+            report = going.report()
+        model.train(was_training)
+        return report
+
+    def asked(self) -> Iterator[Asked]:
+        """The samples, one after another."""
+        for name in sorted(self._sources):
+            for index in range(self.sizes[name]):
+                random = generator(self.recipe.seed, 0, f"{name}/{index}", "evaluate")
+                yield Asked(name, self._sources[name].read(index, random))
+
+
+class _Pass:
+    """One way through the batches of an evaluation, together with the other ranks."""
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        model: TpoModel,
+        lockstep: Lockstep,
+        write: Callable[[dict[str, Any] | None], None],
+        written: bool,
+    ) -> None:
+        self._evaluation = evaluation
+        self._model = model
+        self._lockstep = lockstep
+        self._write = write
+        self._written = written  # by the first rank; the others send it what to write
+        recipe, plugins = evaluation.recipe, evaluation.plugins
+        self._predictor = Predictor(
+            model, recipe.run.max_length, plugins, recipe.decoding.slots, lockstep
+        )
+        self._scores = Scores(model, plugins)
+        self._batches = _batches(evaluation.asked(), evaluation.wanted.batch)
+        self._pending: list[list[Judged]] = []
+
+    def on(self) -> int:
+        """Let every rank answer a batch; gives the number of their samples."""
+        self._pending = self._evaluation.sharing.of_all(self._answer)
+        return sum(map(len, self._pending))
+
+    def report(self) -> Report:
+        """What became of all batches, on every rank."""
+        report = self._evaluation.sharing.of_all(self._finish)[0]
+        assert report is not None  # the first rank has one
+        return report
+
+    def _answer(self) -> list[Judged]:
+        sharing, own = self._evaluation.sharing, list[Asked]()
+        with self._lockstep.holding():
+            self._take()
+            together = list(islice(self._batches, sharing.world))
+            own = together[sharing.rank] if sharing.rank < len(together) else []
+        samples = [asked.sample for asked in own]
+        answers = self._predictor.answer(samples, self._evaluation.wanted.max_new_tokens)
+        return [
+            judged(self._model, asked, answer, self._written)
+            for asked, answer in zip(own, answers, strict=True)
+        ]
+
+    def _take(self) -> None:
+        """Add up what came last; with the next batch, so that an error reaches all ranks."""
+        if self._evaluation.sharing.first:
+            for one in chain.from_iterable(self._pending):
+                self._scores.add(one)
+                self._write(one.line)
+
+    def _finish(self) -> Report | None:
+        """The report, where it was added up."""
+        self._take()
+        first = self._evaluation.sharing.first
+        return self._scores.report(self._evaluation.sizes) if first else None
 
 
 def evaluate_model(
@@ -104,11 +171,12 @@ def evaluate_model(
     plugins: Plugins,
     progress: Callable[[int, int], None] | None = None,
     answers: Path | None = None,
+    sharing: Sharing | None = None,
 ) -> Report:
     """Score a model on the ``evaluate:`` section of a recipe.
 
     Args:
-        model: Is put into evaluation mode and back.
+        model: Is put into evaluation mode and back; whole on every rank.
         recipe: Names data entries, number of samples of each, batch and length of answers.
         plugins: Where names are looked up.
         progress: Called with samples done and in all.
@@ -116,30 +184,9 @@ def evaluate_model(
             ``medium`` (path of the first one or null; with its ``rate`` and the part that was
             meant, if it has them) and what `Answer.to_json` gives. Written as
             they come; it has its name once all are there.
+        sharing: The ranks that evaluate together; default: this process alone.
     """
-    wanted = _wanted(recipe)
-    sources = open_sources(recipe, plugins, wanted.data)
-    sizes = {name: min(len(source), wanted.samples) for name, source in sources.items()}
-    asked: list[_Asked] = []
-    for name in sorted(sources):
-        for index in range(sizes[name]):
-            random = generator(recipe.seed, 0, f"{name}/{index}", "evaluate")
-            asked.append(_Asked(name, sources[name].read(index, random)))
-    scores = _Scores(model, plugins)
-    was_training = model.training
-    predictor = Predictor(model, recipe.run.max_length, plugins, recipe.decoding.slots)
-    done = 0
-    with _writer(answers) as write:
-        for batch in _batches(asked, wanted.batch):
-            found = predictor.answer([one.sample for one in batch], wanted.max_new_tokens)
-            for one, answer in zip(batch, found, strict=True):
-                scores.add(one.sample, answer)
-                write(one, answer)
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(asked))
-    model.train(was_training)
-    return scores.report(sizes)
+    return Evaluation(recipe, plugins, sharing)(model, progress, answers)
 
 
 def evaluate_run(
@@ -148,6 +195,7 @@ def evaluate_run(
     plugins: Plugins | None = None,
     answers: Path | None = None,
     scored_on: Path | None = None,
+    sharing: Sharing | None = None,
 ) -> Report:
     """Score a saved model on the ``evaluate:`` section of its recipe.
 
@@ -157,13 +205,15 @@ def evaluate_run(
         plugins: Where names are looked up; default: what is installed and the recipe's registry.
         answers: See `evaluate_model`.
         scored_on: Another recipe, whose data and ``evaluate:`` section are used instead.
+        sharing: The ranks that evaluate together; default: this process alone.
     """
     recipe = saved_recipe(folder, overrides if scored_on is None else (), plugins)
     plugins = plugins or Plugins.load(recipe.registry_path)
     if scored_on is not None:
         recipe = evaluation_recipe(recipe, scored_on, overrides, plugins)
     _wanted(recipe)  # before a large model is loaded
-    return evaluate_model(load_model(folder, plugins), recipe, plugins, answers=answers)
+    model = load_model(folder, plugins).to("cuda" if torch.cuda.is_available() else "cpu")
+    return evaluate_model(model, recipe, plugins, answers=answers, sharing=sharing)
 
 
 def _wanted(recipe: Recipe) -> EvaluateEntry:
@@ -176,42 +226,24 @@ def _wanted(recipe: Recipe) -> EvaluateEntry:
     return recipe.evaluate
 
 
-class _Asked(NamedTuple):
-    """A sample and the data entry that it is of."""
-
-    data: str
-    sample: Sample
-
-
-def _part(medium: Media) -> dict[str, float]:
-    """What of a medium was meant, where it is not all of a file."""
-    part = {"rate": medium.rate, "start_s": medium.start_s, "end_s": medium.end_s}
-    return {name: value for name, value in part.items() if value is not None}
-
-
-def _batches(asked: Sequence[_Asked], size: int) -> list[Sequence[_Asked]]:
-    """Samples of similar length of question side by side, so that little is padded."""
-    ordered = sorted(asked, key=lambda one: sum(len(turn.text) for turn in one.sample.turns))
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+def _batches(asked: Iterator[Asked], size: int) -> Iterator[list[Asked]]:
+    """Samples of similar length of question side by side, so that little is padded; only some
+    batches are read ahead.
+    """
+    while window := list(islice(asked, size * _WINDOW)):
+        window.sort(key=lambda one: sum(len(turn.text) for turn in one.sample.turns))
+        yield from (window[start : start + size] for start in range(0, len(window), size))
 
 
 @contextmanager
-def _writer(path: Path | None) -> Iterator[Callable[[_Asked, Answer], None]]:
-    """What writes an answer to a file, or nothing if there is none."""
+def _writer(path: Path | None) -> Iterator[Callable[[dict[str, Any] | None], None]]:
+    """What writes a line to a file, or nothing if there is none."""
     if path is None:
-        yield lambda asked, answer: None
+        yield lambda line: None
         return
     with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
 
-        def write(asked: _Asked, answer: Answer) -> None:
-            media = asked.sample.media
-            line = {
-                "data": asked.data,
-                "sample": asked.sample.id,
-                "medium": str(media[0].path) if media else None,
-                **(_part(media[0]) if media else {}),
-                **answer.to_json(),
-            }
+        def write(line: dict[str, Any] | None) -> None:
             file.write(json.dumps(line) + "\n")
             file.flush()
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tpokit.batch import Batch, WordIndex
+from tpokit.inference.lockstep import Lockstep
 from tpokit.model import TpoModel, positions_of
 from tpokit.recipe import SlotOrder
 from tpokit.tokens import TokenTable
@@ -121,7 +122,11 @@ class _Row:
 
 @torch.no_grad()
 def generate(
-    model: TpoModel, batch: Batch, max_new_tokens: int, slots: SlotOrder = "after_trigger"
+    model: TpoModel,
+    batch: Batch,
+    max_new_tokens: int,
+    slots: SlotOrder = "after_trigger",
+    lockstep: Lockstep | None = None,
 ) -> list[Generated]:
     """Answer every row of a batch.
 
@@ -133,18 +138,22 @@ def generate(
         slots: ``after_trigger``: a trigger, then its slots, as in training. ``before_trigger``: the
             slots where the trigger is about to stand; then they are forgotten and the trigger takes
             their place, so that nothing that is written later sees them.
+        lockstep: With other ranks: goes on with idle steps until all of them have written their
+            answers.
 
     Returns:
         One answer for each row.
     """
+    lockstep = lockstep or Lockstep()
     backbone, bridge = model.backbone, model.bridge
     tokenizer = backbone.processor.tokenizer
     stop = tuple(tokenizer(backbone.processor.end_of_turn, add_special_tokens=False)["input_ids"])
     rows = [_Row(model.tokens, stop, max_new_tokens, slots) for _ in batch.samples]
     mask = batch.mask
     positions = positions_of(mask)
+    idle = lockstep.together
     embeds = bridge.write(
-        backbone.embed(batch, idle_vision=False), batch.tokens, model.given(batch)
+        backbone.embed(batch, idle_vision=idle), batch.tokens, model.given(batch, idle)
     )
     cache: Any = None
     while True:
@@ -154,14 +163,14 @@ def generate(
         last = hidden[:, -1]
         best = bridge.logits(backbone.logits(last), last).argmax(-1).tolist()
         found = [row.step(last[index], best[index]) for index, row in enumerate(rows)]
-        if all(token is None for token in found):
+        if not lockstep.anyone(any(token is not None for token in found)):
             return [row.out for row in rows]
         if any(row.forgets for row in rows):
             mask, positions = _forget(mask, positions, [row.forgets for row in rows])
         feeding = torch.tensor([[token is not None] for token in found], device=mask.device)
         ids = torch.tensor([[token or 0] for token in found], device=mask.device)
         mask = torch.cat([mask, feeding], dim=1)
-        positions = positions[:, -1:] + 1
+        positions = positions[:, -1:] + feeding  # who is done waits where it is
         embeds = bridge.write(backbone.embed_ids(ids), bridge.find(ids))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tpokit.answers import Answer, Call, NoResult
@@ -19,11 +18,14 @@ from tpokit.data.media import read_media
 from tpokit.errors import DataError, UsageError
 from tpokit.inference.drawing import write_drawing
 from tpokit.inference.generate import Generated, generate
+from tpokit.inference.lockstep import Lockstep
 from tpokit.model import TpoModel
 from tpokit.plugins import Plugins
 from tpokit.recipe import SlotOrder
 from tpokit.types import Context, Example, Media, MediaInfo, Sample, Turn, Words
 
+_Place = tuple[int, int]
+"""Of a call: row of the batch, and which of its calls."""
 _BLIND = "the question has no image or video"
 _VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif"})
 
@@ -41,6 +43,7 @@ class Predictor:
         max_length: int | None = None,
         plugins: Plugins | None = None,
         slots: SlotOrder = "after_trigger",
+        lockstep: Lockstep | None = None,
     ) -> None:
         """Get ready.
 
@@ -49,7 +52,9 @@ class Predictor:
             max_length: Longest prompt, in tokens; default: what the backbone can.
             plugins: Where drawings are looked up; default: what is installed.
             slots: When the slots of a head are fed: see `generate`.
+            lockstep: With other ranks, which then call `answer` equally often.
         """
+        self._lockstep = lockstep or Lockstep()
         self.model = model.eval()
         self._slots: SlotOrder = slots
         self._plugins = plugins
@@ -93,15 +98,16 @@ class Predictor:
     ) -> list[Answer]:
         """Answer the last question of each sample in one batch; earlier turns are context.
 
-        ``answer_prefix``: see `ask`.
+        ``answer_prefix``: see `ask`. Without a sample there is no answer, but in step with other
+        ranks this one does what they do.
         """
-        examples = [
-            self._encoder.encode(sample, "ask", answer_next=True, answer_prefix=answer_prefix)
-            for sample in samples
-        ]
-        device = next(self.model.parameters()).device
-        batch = self._collator(examples).to(device)
-        written = generate(self.model, batch, max_new_tokens, self._slots)
+        examples: list[Example] = []
+        with self._lockstep.holding():
+            examples = [
+                self._encoder.encode(sample, "ask", answer_next=True, answer_prefix=answer_prefix)
+                for sample in samples
+            ]
+        written = self._written(examples, max_new_tokens)
         results = self._results(examples, written)
         tokenizer = self.model.backbone.processor.tokenizer
         return [
@@ -114,45 +120,68 @@ class Predictor:
             for example, row, calls in zip(examples, written, results, strict=True)
         ]
 
+    def _written(self, examples: Sequence[Example], max_new_tokens: int) -> list[Generated]:
+        """What the model writes for each example; none for the idle question of a rank that has
+        none of its own.
+        """
+        if not examples and not self._lockstep.together:
+            return []
+        batch = self._collator(examples) if examples else self._collator.idle()
+        batch = batch.to(next(self.model.parameters()).device)
+        budget = max_new_tokens if examples else 0
+        written = generate(self.model, batch, budget, self._slots, self._lockstep)
+        return written if examples else []
+
     @torch.no_grad()
     def _results(
         self, examples: Sequence[Example], written: Sequence[Generated]
     ) -> list[list[Call]]:
         """Run each head once over all its calls of the batch; results by row, in reading order."""
-        found: dict[tuple[int, int], Call] = {}
+        found: dict[_Place, Call] = {}
         for task in self.model.heads:
-            places = [
-                (row, order)
-                for row, answer in enumerate(written)
-                for order, (called, _) in enumerate(answer.calls)
-                if called == task
-            ]
-            looks = self.model.head(task).context_need().looks
-            blind = [place for place in places if looks and not examples[place[0]].sample.media]
-            found.update({place: Call(task, NoResult(_BLIND)) for place in blind})
-            places = [place for place in places if place not in blind]
-            calls: dict[tuple[int, int], ContextCall] = {}
-            for place in places:
-                call = self._call(task, place[0], examples[place[0]])
-                if isinstance(call, NoResult):
-                    found[place] = Call(task, call)
-                else:
-                    calls[place] = call
-            if not calls:
+            calls: dict[_Place, ContextCall] = {}
+            with self._lockstep.holding():
+                calls = self._calls(task, examples, written, found)
+            if not self._lockstep.anyone(bool(calls)):
                 continue
-            places = list(calls)
-            slots: Tensor = torch.stack([written[row].calls[order][1] for row, order in places])
             head = self.model.head(task)
             context = self._context(task, list(calls.values()), written)
-            media = [_medium(examples[row]) for row, _ in places]
-            results = head.decode(head(slots, context), media)
-            found.update(
-                {place: Call(task, result) for place, result in zip(places, results, strict=True)}
-            )
+            with self._lockstep.whole(head), self._lockstep.holding():
+                if calls:
+                    slots = torch.stack([written[row].calls[order][1] for row, order in calls])
+                    media = [_medium(examples[row]) for row, _ in calls]
+                    results = head.decode(head(slots, context), media)
+                    found.update(
+                        {place: Call(task, r) for place, r in zip(calls, results, strict=True)}
+                    )
+        self._lockstep.let_go()
         return [
             [found[row, order] for order in range(len(answer.calls))]
             for row, answer in enumerate(written)
         ]
+
+    def _calls(
+        self,
+        task: str,
+        examples: Sequence[Example],
+        written: Sequence[Generated],
+        found: dict[_Place, Call],
+    ) -> dict[_Place, ContextCall]:
+        """The calls of a task that its head can work on; for the others ``found`` says why not."""
+        looks = self.model.head(task).context_need().looks
+        calls: dict[_Place, ContextCall] = {}
+        for row, answer in enumerate(written):
+            for order, (called, _) in enumerate(answer.calls):
+                if called != task:
+                    continue
+                example = examples[row]
+                blind = looks and not example.sample.media
+                call = NoResult(_BLIND) if blind else self._call(task, row, example)
+                if isinstance(call, NoResult):
+                    found[row, order] = Call(task, call)
+                else:
+                    calls[row, order] = call
+        return calls
 
     def _context(
         self,
@@ -160,8 +189,15 @@ class Predictor:
         calls: Sequence[ContextCall],
         written: Sequence[Generated],
     ) -> Context:
-        """What a head sees of calls that were written, besides their slots."""
+        """What a head sees of calls that were written, besides their slots; of none where another
+        rank has some, the vision tower runs idly.
+        """
         head, device = self.model.head(task), next(self.model.parameters()).device
+        if not calls:
+            need = head.context_need()
+            if need.vision:
+                self.model.backbone.encode_frames(None, need.grid)
+            return Context()
         index = moved(self._collator.context(task, calls), device)
         words = None
         if head.context_need().question:

@@ -71,9 +71,9 @@ def orders(monkeypatch):
 def test_it_can_be_asked_in_the_order_of_its_recipe_or_another(imported, tmp_path, monkeypatch):
     heard = []
 
-    def generate(model, batch, budget, slots):
+    def generate(model, batch, budget, slots, lockstep):
         heard.append(slots)
-        return write(model, batch, budget, slots)
+        return write(model, batch, budget, slots, lockstep)
 
     write = predictor.generate
     monkeypatch.setattr(predictor, "generate", generate)
