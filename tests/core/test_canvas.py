@@ -65,6 +65,36 @@ def test_loss_curves_are_one_png_that_leaves_out_what_is_missing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
 
 
+def test_gradients_are_drawn_behind_the_terms_if_they_were_logged(tmp_path):
+    rows = [
+        {
+            "stage": "heads",
+            "step": step,
+            "loss": 1.0,
+            "grad_norm": 2.0,
+            "padding": 0.1,
+            "learning_rate.llm": 0.1,
+            "calls.region": 3,
+            "machine.samples_per_s": 7.0,
+            "gradient_norm.llm": 0.5,
+            "gradient_norm.region": 0.0,  # cannot be drawn on a logarithmic axis
+            **({"task_cosine.region.language": 0.3} if step % 2 else {}),
+        }
+        for step in range(6)
+    ]
+    panels = canvas.panels_of(rows)
+    assert [(panel.title, dict(panel.columns)) for panel in panels] == [
+        ("loss", {"loss": "loss"}),
+        ("gradient norm", {"llm": "gradient_norm.llm", "region": "gradient_norm.region"}),
+        ("cosine between tasks", {"region.language": "task_cosine.region.language"}),
+    ]
+    canvas.loss_curves(rows, tmp_path / "loss.png")
+    with Image.open(tmp_path / "loss.png") as picture:
+        colours = np.asarray(picture.convert("RGB")).astype(int)
+    blue = colours[..., 2] > colours[..., 0] + 100
+    assert min(third.sum() for third in np.array_split(blue, 3, axis=1)) > 50
+
+
 def test_no_terms_is_an_error_and_leaves_no_file(tmp_path):
     with pytest.raises(UsageError, match=r"loss\.png: no loss terms to draw"):
         canvas.loss_curves([{"step": 1}], tmp_path / "loss.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import ImageDraw, ImageFont
 from PIL.Image import Image
 
 from tpokit.errors import UsageError
+from tpokit.reporting import log_columns
 
 Colour = tuple[int, int, int]
 
@@ -27,6 +29,10 @@ _PALETTE: tuple[Colour, ...] = (
     (204, 121, 167),
 )
 """Told apart by colour-blind people too. Source: Okabe and Ito, Color Universal Design, 2008."""
+
+
+_LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""The same for thin lines on white, where yellow would not be seen."""
 
 
 def colour(index: int) -> Colour:
@@ -90,31 +96,65 @@ def _font(size_px: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size_px)
 
 
+@dataclass(frozen=True)
+class Panel:
+    """Curves that are drawn over each other.
+
+    Attributes:
+        title: Above them.
+        columns: Name of a curve to the column of the rows that it shows.
+        logarithmic: Whether values are told apart by their ratio; they must be above 0.
+    """
+
+    title: str
+    columns: Mapping[str, str]
+    logarithmic: bool = False
+
+
+def panels_of(rows: Sequence[Mapping[str, float]]) -> list[Panel]:
+    """What there is to draw of the lines of a log: a panel for each loss term; then, as far as they
+    were logged, the norms of the gradients of parts and of tasks, and how tasks get on with each
+    other.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    terms = [Panel(name, {name: name}) for name in names if log_columns.is_term(name)]
+    groups = (
+        Panel("gradient norm", _below(names, log_columns.PART_NORM), logarithmic=True),
+        Panel("gradient norm of each task", _below(names, log_columns.TASK_NORM), logarithmic=True),
+        Panel("cosine between tasks", _below(names, log_columns.TASK_COSINE)),
+    )
+    return terms + [panel for panel in groups if panel.columns] if terms else []
+
+
+def _below(names: Sequence[str], prefix: str) -> dict[str, str]:
+    return {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+
+
 def loss_curves(
     rows: Sequence[Mapping[str, float]],
     path: Path,
     boundaries: Sequence[tuple[str, float]] = (),
 ) -> None:
-    """Draw every loss term over the steps into one PNG, a panel for each term.
+    """Draw every loss term over the steps into one PNG, and gradients if they were logged.
 
     Args:
         rows: One for each logged step, in order: ``step``, counted over the whole run, and the
-            value of each term by its name. What is missing or not finite is left out.
+            columns of the log. What is missing or not finite is left out.
         path: The PNG; written whole or not at all.
         boundaries: Name and first step of each stage.
 
     Raises:
         UsageError: There is nothing to draw, or matplotlib is missing.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
-    if not names:
+    drawn = panels_of(rows)
+    if not drawn:
         raise UsageError(f"{path}: no loss terms to draw")
     try:
         from matplotlib.figure import Figure
     except ImportError as cause:
         raise UsageError('loss curves need matplotlib: pip install "tpokit[demo]"') from cause
-    columns = min(len(names), 3)
-    lines = math.ceil(len(names) / columns)
+    columns = min(len(drawn), 3)
+    lines = math.ceil(len(drawn) / columns)
     # A figure of its own draws by Agg and leaves pyplot's global state alone.
     # Margins in inches: with many panels a layout engine measures every label for seconds.
     width, height = 4.5 * columns, 3.0 * lines
@@ -128,28 +168,38 @@ def loss_curves(
         hspace=0.4,
     )
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for name, panel in zip(names, panels, strict=False):
-        _draw_term(panel, name, rows, boundaries)
-    for panel in panels[len(names) :]:
+    for what, panel in zip(drawn, panels, strict=False):
+        _draw_panel(panel, what, rows, boundaries)
+    for panel in panels[len(drawn) :]:
         panel.set_visible(False)
     draft = path.with_name(f"{path.name}.part")
     figure.savefig(draft, format="png", dpi=120)
     draft.replace(path)
 
 
-def _draw_term(
+def _draw_panel(
     panel: Any,
-    name: str,
+    what: Panel,
     rows: Sequence[Mapping[str, float]],
     boundaries: Sequence[tuple[str, float]],
 ) -> None:
-    points = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
-    steps, values = zip(*points, strict=True) if points else ((), ())
-    panel.plot(steps, values, color="#0072b2", alpha=0.3, linewidth=0.8)
-    panel.plot(steps, _smooth(values), color="#0072b2", linewidth=1.6)
-    panel.set_title(name)
+    for place, (name, column) in enumerate(what.columns.items()):
+        found = [(row["step"], row.get(column, math.nan)) for row in rows]
+        least = 0.0 if what.logarithmic else -math.inf
+        points = [point for point in found if least < point[1] < math.inf]
+        steps, values = zip(*points, strict=True) if points else ((), ())
+        shade = _LINES[place % len(_LINES)]
+        dashes = "--" if place // len(_LINES) % 2 else "-"
+        panel.plot(steps, values, dashes, color=shade, alpha=0.3, linewidth=0.8)
+        panel.plot(steps, _smooth(values), dashes, color=shade, linewidth=1.6, label=name)
+    panel.set_title(what.title)
     panel.set_xlabel("step")
     panel.grid(alpha=0.3)
+    if what.logarithmic:
+        panel.set_yscale("log")
+    if len(what.columns) > 1:
+        # the best place would take long to look for
+        panel.legend(fontsize=6, loc="upper right", framealpha=0.5)
     for stage, step in boundaries:
         panel.axvline(step, color="0.4", linestyle="--", linewidth=0.8)
         panel.annotate(

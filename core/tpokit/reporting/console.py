@@ -1,18 +1,14 @@
-"""Everything that people see on the console; the one place that knows rich.
+"""Everything that people see on the console but progress, which has its own module.
 
 On a terminal there are colours and a live line; elsewhere (a file, a pipe, CI) plain lines.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -25,10 +21,10 @@ if TYPE_CHECKING:
 _PLAIN_WIDTH = 200
 """Columns where there is no terminal: a table in a log must not be cut to 80."""
 _STATE_STYLES = {"ready": "green", "blocked": "dim"}
-_RATE = "learning_rate"
 
 
-def _console(stderr: bool = False) -> Console:
+def open_console(stderr: bool = False) -> Console:
+    """Where to print: a terminal as it is, anything else wide enough for a table."""
     console = Console(stderr=stderr, highlight=False)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
@@ -47,12 +43,12 @@ def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
 
 def say(text: str) -> None:
     """Print a line as it is; nothing in it is taken for markup."""
-    _console().print(Text(text), soft_wrap=True)
+    open_console().print(Text(text), soft_wrap=True)
 
 
 def fail(error: BaseException) -> None:
     """Print an expected error in red on stderr: ``Type: message``."""
-    _console(stderr=True).print(Text(f"{type(error).__name__}: {error}", "red"), soft_wrap=True)
+    open_console(stderr=True).print(Text(f"{type(error).__name__}: {error}", "red"), soft_wrap=True)
 
 
 def plugin_table(rows: Sequence[PluginRow]) -> None:
@@ -69,7 +65,7 @@ def plugin_table(rows: Sequence[PluginRow]) -> None:
             Text(state, _STATE_STYLES.get(row.state, "red")),
             Text(row.summary),
         )
-    _console().print(table)
+    open_console().print(table)
 
 
 def part_table(rows: Sequence[PartRow], stage_name: str) -> None:
@@ -84,7 +80,45 @@ def part_table(rows: Sequence[PartRow], stage_name: str) -> None:
             f"{row.trained:,}",
             "-" if row.learning_rate is None else f"{row.learning_rate:.1e}",
         )
-    _console().print(table)
+    open_console().print(table)
+
+
+def rows_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    numbers: Sequence[str] = (),
+) -> None:
+    """Print a table.
+
+    Args:
+        title: Above it; empty: none.
+        columns: Their names.
+        rows: A cell for each column; nothing in them is taken for markup.
+        numbers: Columns of numbers, which stand to the right.
+    """
+    table = _table(title, *columns, numbers=numbers)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    open_console().print(table)
+
+
+def marked_text(pieces: Sequence[Marked]) -> None:
+    """Print a text whose pieces are marked: by colours on a terminal, elsewhere by brackets."""
+    console = open_console()
+    if console.is_terminal:
+        console.print(Text.assemble(*((p.text, p.style) for p in pieces)), soft_wrap=True)
+    else:
+        plain = "".join(f"{p.brackets[:1]}{p.text}{p.brackets[1:]}" for p in pieces)
+        console.print(Text(plain), soft_wrap=True)
+
+
+class Marked(NamedTuple):
+    """A piece of a text; ``style`` is one of rich's, ``brackets`` are two characters or none."""
+
+    text: str
+    style: str = ""
+    brackets: str = ""
 
 
 def score_table(scores: Mapping[str, Mapping[str, float]], title: str = "") -> None:
@@ -99,7 +133,24 @@ def score_table(scores: Mapping[str, Mapping[str, float]], title: str = "") -> N
     for measure in dict.fromkeys(name for column in scores.values() for name in column):
         cells = [column.get(measure) for column in scores.values()]
         table.add_row(Text(measure), *("-" if cell is None else f"{cell:.3f}" for cell in cells))
-    _console().print(table)
+    open_console().print(table)
+
+
+def task_table(tasks: Mapping[str, Mapping[str, float]], title: str) -> None:
+    """Print what tasks ask of the weights that they share; nothing if they were not compared.
+
+    Args:
+        tasks: Task to the ``norm`` of its gradient and its cosine with the gradient of each other
+            task; above 0 they help each other.
+        title: Above the table.
+    """
+    if not tasks:
+        return
+    table = _table(title, "task", "norm", *tasks, numbers=("norm", *tasks))
+    for task, row in tasks.items():
+        cosines = (f"{row[other]:+.2f}" if other in row else "-" for other in tasks)
+        table.add_row(Text(task), f"{row['norm']:.3g}", *cosines)
+    open_console().print(table)
 
 
 def weights_table(report: WeightsReport) -> None:
@@ -121,111 +172,23 @@ def weights_table(report: WeightsReport) -> None:
             Text(row.reason),
         )
     table.add_row("in all", f"{len(report.tensors):,}", f"{report.bytes:,}", "", "", "")
-    _console().print(table)
+    open_console().print(table)
 
 
 def show_answer(answer: Answer) -> None:
     """Print an answer: its text, then a line for each result of a head."""
-    console = _console()
+    console = open_console()
     console.print(Text(answer.text), soft_wrap=True)
     if not answer.calls:
         return
     table = _table("", "task", "result")
     for call in answer.calls:
-        table.add_row(call.task, Text(_in_words(call.result)))
+        table.add_row(call.task, Text(in_words(call.result)))
     console.print(table)
 
 
-def _in_words(result: Any) -> str:
+def in_words(result: Any) -> str:
     """A result as it describes itself, else its JSON fields."""
     if "__str__" in vars(type(result)):
         return str(result)
     return ", ".join(f"{name} {value}" for name, value in result.to_json().items())
-
-
-class TrainingProgress:
-    """What a stage is doing: step, every loss term, learning rate, samples a second, time left.
-
-    A context manager. On a terminal it is one live block; elsewhere each update is one line.
-    """
-
-    def __init__(
-        self, stage: str, steps: int, samples_per_step: int, start: int = 0, show: bool = True
-    ) -> None:
-        """Get ready.
-
-        Args:
-            stage: Its name.
-            steps: Of the whole stage.
-            samples_per_step: Over all devices.
-            start: Steps that were done before (a resumed stage).
-            show: False: print nothing (every rank but the first).
-        """
-        self._stage = stage
-        self._steps = steps
-        self._samples = samples_per_step
-        self._start = start
-        self._began_s = time.monotonic()
-        self._console = _console()
-        self._show = show
-        live = show and self._console.is_terminal
-        self._live = Live(console=self._console, refresh_per_second=4) if live else None
-
-    def __enter__(self) -> TrainingProgress:
-        self._began_s = time.monotonic()
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def update(self, step: int, row: Mapping[str, float]) -> None:
-        """Show a step.
-
-        Args:
-            step: Steps of the stage that are done.
-            row: ``loss``, every loss term by its full name, and if known ``learning_rate`` (or
-                ``learning_rate.part`` of each part) and ``grad_norm``.
-        """
-        if not self._show:
-            return
-        line = self._line(step, row)
-        if self._live is None:
-            self._console.print(Text(line), soft_wrap=True)
-        else:
-            self._live.update(self._block(step, line))
-
-    def _line(self, step: int, row: Mapping[str, float]) -> str:
-        terms = [f"{name} {value:.4g}" for name, value in row.items() if not _is_own(name)]
-        rates = [f"{_part(name)}{row[name]:.1e}" for name in row if name.startswith(_RATE)]
-        if rates:
-            terms.append("rate " + " ".join(rates))
-        if "grad_norm" in row:
-            terms.append(f"gradient {row['grad_norm']:.3g}")
-        seconds, done = time.monotonic() - self._began_s, step - self._start
-        if done > 0 and seconds > 0:
-            left_s = round((self._steps - step) * seconds / done)
-            terms.append(f"{done * self._samples / seconds:.1f} samples/s")
-            terms.append(f"left {left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02}")
-        return f"{self._stage} {step}/{self._steps}  " + "  ".join(terms)
-
-    def _block(self, step: int, line: str) -> RenderableType:
-        return Group(Text(line), ProgressBar(total=self._steps, completed=step))
-
-
-def _is_own(name: str) -> bool:
-    """Whether a column is no loss term and has a place of its own in the line."""
-    return name.startswith(_RATE) or name == "grad_norm"
-
-
-def _part(name: str) -> str:
-    """``llm`` and a space for ``learning_rate.llm``, nothing for ``learning_rate``."""
-    part = name.removeprefix(_RATE).lstrip("./_")
-    return f"{part} " if part else ""
