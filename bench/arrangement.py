@@ -1,6 +1,6 @@
 """What it gains to arrange conversations of very different length.
 
-    python bench/arrangement.py [--quick] [--layers 4] [--width 256] [--like]
+    python bench/arrangement.py [--quick] [--layers 2] [--width 256] [--like]
 
 A step (forward, backward, LoRA of the language model) over the same 64 conversations in turns: in
 eights as they come, each in a row of its own, with a mask over the padding, as a backbone that
@@ -126,12 +126,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What arranging conversations gains.")
     parser.add_argument("--quick", action="store_true", help="a tiny model, seconds")
     parser.add_argument("--like", action="store_true", help="conversations of like length")
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    size = Size(chosen.layers, chosen.width)
+    size = Size(chosen.layers, chosen.width, vocabulary=4000)
     if chosen.quick:
         size = Size(layers=1, width=64, vocabulary=500)
     examples = conversations(size, chosen.like, chosen.quick)
