@@ -1,6 +1,7 @@
 """What it saves to compute logits at labels only, at a large vocabulary.
 
     python bench/label_logits.py [--quick] [--full] [--vocabulary 152000] [--labelled 0.2]
+        [--chunks 8]
 
 A step (forward, backward) of the composed model, which asks for logits where a label is, against
 the transformers model inside it, which computes all of them; each in a process of its own, so that
@@ -8,7 +9,8 @@ the peak of its memory is its own. Goals: at least 1.3 times faster, at most hal
 loss and gradients. LoRA of the language model is trained over a frozen base, as the stages do; with
 ``--full`` everything is, and then the memory goal is missed; most likely (not profiled) because
 both sides peak at the two dense gradients of the tied word table. There is no head: a trigger's
-logit would be one more.
+logit would be one more. A third side computes the logits in chunks, as ``run.logit_chunks`` does:
+less memory for one more product with the output layer.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,27 @@ from safetensors.torch import load_file, save_file
 import tpokit
 
 FASTER, MEMORY = 1.3, 0.5
-STEPS = {"labels only": composed_step, "all logits": direct_step}
+CHUNKED = "in chunks"
+STEPS = {"labels only": composed_step, "all logits": direct_step, CHUNKED: composed_step}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What each side does.
+
+    Attributes:
+        size: Of model and batch.
+        lora: Train LoRA alone.
+        repeats: Steps that are measured.
+        threads: Of the arithmetic.
+        chunks: Of the side that computes logits in chunks.
+    """
+
+    size: Size
+    lora: bool
+    repeats: int
+    threads: int
+    chunks: int
 
 
 def resident_mib(name: str) -> float:
@@ -43,11 +65,12 @@ def resident_mib(name: str) -> float:
     raise tpokit.UsageError(f"/proc/self/status has no {name}; this bench needs Linux")
 
 
-def measure(name: str, size: Size, lora: bool, repeats: int, threads: int, folder: Path) -> None:
+def measure(name: str, work: Work, folder: Path) -> None:
     """One side, in a process of its own; leaves times, peak and gradients in a folder."""
-    torch.set_num_threads(threads)
-    model = build(size, lora, headless=True)
-    batch = make_batch(model, size)
+    torch.set_num_threads(work.threads)
+    model = build(work.size, work.lora, headless=True)
+    model.logit_chunks = work.chunks if name == CHUNKED else 1
+    batch = make_batch(model, work.size)
     step = STEPS[name]
     loss = float(step(model, batch))
     gradients = {
@@ -58,7 +81,7 @@ def measure(name: str, size: Size, lora: bool, repeats: int, threads: int, folde
     save_file(gradients, folder / f"{name}.safetensors")
     del gradients
     times, peaks = [], []
-    for _ in range(repeats):
+    for _ in range(work.repeats):
         model.zero_grad(set_to_none=False)  # gradients stay allocated: both sides need them
         ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, else its use is not counted
         before = resident_mib("VmRSS")
@@ -71,15 +94,16 @@ def measure(name: str, size: Size, lora: bool, repeats: int, threads: int, folde
     (folder / f"{name}.json").write_text(json.dumps(found))
 
 
-def compare(size: Size, lora: bool, repeats: int, threads: int) -> None:
-    """Measure both sides and print the ratios."""
+def compare(work: Work) -> None:
+    """Measure all sides and print the ratios."""
+    size = work.size
     found: dict[str, dict[str, Any]] = {}
     gradients: dict[str, dict[str, torch.Tensor]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in STEPS:
             # a copy of this process has the libraries already
             process = multiprocessing.get_context("fork").Process(
-                target=measure, args=(name, size, lora, repeats, threads, Path(folder))
+                target=measure, args=(name, work, Path(folder))
             )
             process.start()
             process.join()
@@ -87,10 +111,10 @@ def compare(size: Size, lora: bool, repeats: int, threads: int) -> None:
                 raise SystemExit(f"{name}: its process ended with {process.exitcode}")
             found[name] = json.loads((Path(folder) / f"{name}.json").read_text())
             gradients[name] = load_file(Path(folder) / f"{name}.safetensors")
-    ours, theirs = (found[name] for name in STEPS)
+    ours, theirs, chunked = (found[name] for name in STEPS)
     print(
         f"{ours['size']}, vocabulary {size.vocabulary}, {size.batch} x {size.tokens} tokens, "
-        f"labels on {size.labelled:.0%} of the positions, trained: {'LoRA' if lora else 'all'}"
+        f"labels on {size.labelled:.0%} of the positions, trained: {'LoRA' if work.lora else 'all'}"
     )
     for name, side in found.items():
         clock, processor = zip(*side["times_s"], strict=True)
@@ -107,13 +131,22 @@ def compare(size: Size, lora: bool, repeats: int, threads: int) -> None:
         f"{verdict(faster >= FASTER)}"
     )
     print(f"  memory {memory:.2f} of theirs (goal at most {MEMORY}): {verdict(memory <= MEMORY)}")
-    one, other = (gradients[name] for name in STEPS)
-    difference = max(float((one[key] - other[key]).abs().max()) for key in one)
-    largest = max(float(value.abs().max()) for value in other.values())
+    chunked_mib = statistics.median(chunked["added_mib"])
+    slower = min(t[1] for t in chunked["times_s"]) / min(t[1] for t in ours["times_s"])
     print(
-        f"  loss differs by {abs(ours['loss'] - theirs['loss']):.1e}; {len(one)} gradients by at "
-        f"most {difference:.1e} (largest {largest:.1e}; same parameters: {set(one) == set(other)})"
+        f"  in {work.chunks} chunks: {chunked_mib / max(ours_mib, 0.1):.2f} of the memory of "
+        f"labels only, {slower:.2f} times its time"
     )
+    other = gradients["all logits"]
+    largest = max(float(value.abs().max()) for value in other.values())
+    for name in ("labels only", CHUNKED):
+        one = gradients[name]
+        difference = max(float((one[key] - other[key]).abs().max()) for key in one)
+        print(
+            f"  {name}: loss differs by {abs(found[name]['loss'] - theirs['loss']):.1e}; "
+            f"{len(one)} gradients by at most {difference:.1e} (largest {largest:.1e}; same "
+            f"parameters: {set(one) == set(other)})"
+        )
 
 
 def verdict(reached: bool) -> str:
@@ -131,6 +164,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=152_000)
     parser.add_argument("--labelled", type=float, default=0.2)
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -144,7 +178,7 @@ def main() -> None:
     if options.quick:
         size = replace(size, layers=2, width=64, vocabulary=20_000, tokens=128)
     print(f"torch {torch.__version__}, {options.threads} threads, float32, CPU", flush=True)
-    compare(size, not options.full, options.repeats, options.threads)
+    compare(Work(size, not options.full, options.repeats, options.threads, options.chunks))
 
 
 if __name__ == "__main__":

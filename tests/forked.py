@@ -5,6 +5,8 @@ What is not about starting (killed runs, ranks that differ) is tested in copies;
 themselves start, alone and under torchrun, is tested in fresh processes.
 """
 
+import gc
+import importlib
 import os
 import runpy
 import signal
@@ -49,6 +51,17 @@ def forked(script, *arguments, processes=1, timeout_s=120, cwd=None, home=None):
             for kind in ("out", "err")
         ]
     return Ended(next((code for code in codes if code), 0), *said)
+
+
+def load_deepspeed():
+    """Import here what DeepSpeed imports when it is first used; every copy would do it anew, for
+    five seconds.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name in ("checkpoint.ds_to_universal", "runtime.zero.stage3", "runtime.zero.stage_1_and_2"):
+        importlib.import_module(f"deepspeed.{name}")
+    gc.collect()
+    gc.freeze()  # as in conftest.py
 
 
 def _wait(ranks, timeout_s):

@@ -38,6 +38,7 @@ def recipe(tmp_path, line, **changes):
                 "mix": {"mine": 1.0},
                 "samples_per_step": 2,
                 "steps": 1,
+                "without_conversation": True,
             }
         ],
         "run": {"device_batch": 2, "threads": 1},

@@ -12,11 +12,15 @@ BENCH = Path(__file__).parent.parent / "bench"
 @pytest.mark.parametrize(
     "name",
     [
+        "arrangement",
         "batch_transport",
         "bridge_overhead",
+        "gpu_step",
         "label_logits",
         "mask_tracking",
         "mask_training",
+        "mixture_scale",
+        "throughput",
         "video_reading",
         "visual_path",
     ],

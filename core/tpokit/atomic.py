@@ -16,9 +16,9 @@ from tpokit.errors import CheckpointError
 
 _PARTIAL = ".partial"
 
-# A full disk is an OSError in Python's own files, a SafetensorError in safetensors and a
-# RuntimeError in the zip writer of torch.save, which DeepSpeed uses too.
-_WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
+"""A full disk is an OSError in Python's own files, a SafetensorError in safetensors and a
+RuntimeError in the zip writer of torch.save, which DeepSpeed uses too."""
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def writing(folder: Path, partial: Path, kept: Callable[[], str]) -> Iterator[No
     """
     try:
         yield
-    except _WRITE_ERRORS as cause:
+    except WRITE_ERRORS as cause:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot save {folder}: {cause}; {kept()}") from cause
     except BaseException:

@@ -8,7 +8,8 @@
     │   └── PluginError         a plugin is unknown, broken, or made for another core
     ├── DataError               an annotation or a medium is wrong; names the sample (exit code 1)
     ├── CheckpointError         a model cannot be written, is incomplete or does not fit (1)
-    └── TrainingError           a run cannot go on: a loss that is not finite (exit code 1)
+    ├── TrainingError           a run cannot go on: a loss that is not finite (exit code 1)
+    └── Stopped                 a run was asked to stop by a signal (128 + number of the signal)
 
 A message says what is wrong, where it was read, and what would be right.
 """
@@ -17,19 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 
 class TpokitError(Exception):
     """Base of all errors that carry a message for the user."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
 
 class UsageError(TpokitError):
     """What was asked for cannot be meant: a wrong option, a file that is not there."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code: int = 2
 
 
 @dataclass(frozen=True)
@@ -83,3 +83,18 @@ class CheckpointError(TpokitError):
 
 class TrainingError(TpokitError):
     """A run cannot go on."""
+
+
+class Stopped(TpokitError):
+    """A run was asked to stop by a signal, and did; what is needed to go on is saved."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        """Remember the signal.
+
+        Args:
+            message: What was done and how to go on.
+            signal: Number of the signal; the exit code is 128 more, as a shell has it.
+        """
+        super().__init__(message)
+        self.signal = signal
+        self.exit_code = 128 + signal

@@ -12,11 +12,12 @@ can be weighted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tpokit.errors import TrainingError
 from tpokit.types import LossTerm
@@ -65,16 +66,6 @@ class CombinedLoss:
                 "a step without any loss term: the model has no answer to learn from"
             )
         return total
-
-
-def explain_non_finite(terms: Mapping[str, LossTerm], samples: tuple[str, ...]) -> str:
-    """The message for a loss that is not finite: which terms, on which samples."""
-    bad = [
-        f"{name} = {float(term.sum.detach())}"
-        for name, term in terms.items()
-        if not bool(torch.isfinite(term.sum))
-    ]
-    return f"loss is not finite: {', '.join(bad) or 'in the total'}; samples: {', '.join(samples)}"
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -148,4 +139,40 @@ def language_terms(
     return {
         LANGUAGE: LossTerm(loss.masked_fill(called, 0.0).sum(), counts.get(LANGUAGE, 0.0)),
         ASSIGN: LossTerm(loss.masked_fill(~called, 0.0).sum(), counts.get(ASSIGN, 0.0)),
+    }
+
+
+def chunked_language_terms(
+    logits: Callable[[Tensor], tuple[Tensor, Tensor]],
+    read: Tensor,
+    ids: Tensor,
+    counts: Mapping[str, float],
+    chunks: int,
+) -> dict[str, LossTerm]:
+    """`language_terms` from hidden states, with the logits of a share of the positions at a time.
+
+    With more than one chunk ``[p, rows]`` logits and their gradient never exist whole: those of a
+    chunk are forgotten once its loss is known, and computed again in the backward pass.
+
+    Args:
+        logits: From hidden states ``[n, d]`` to the logits of words and of triggers; called once
+            for each chunk, also for an empty one, because ranks must call modules alike.
+        read: ``[p, d]`` hidden states at the p positions that predict an answer token.
+        ids: ``[p]`` the tokens to predict.
+        counts: See `language_terms`.
+        chunks: How many.
+    """
+
+    def sums(states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        terms = language_terms(*logits(states), wanted, counts)
+        return terms[LANGUAGE].sum, terms[ASSIGN].sum
+
+    if chunks == 1:
+        return language_terms(*logits(read), ids, counts)
+    shares = zip(read.tensor_split(chunks), ids.tensor_split(chunks), strict=True)
+    found = [checkpoint(sums, *share, use_reentrant=False) for share in shares]
+    language, assign = (torch.stack(values).sum() for values in zip(*found, strict=True))
+    return {
+        LANGUAGE: LossTerm(language, counts.get(LANGUAGE, 0.0)),
+        ASSIGN: LossTerm(assign, counts.get(ASSIGN, 0.0)),
     }

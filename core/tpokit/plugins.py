@@ -85,6 +85,11 @@ class Plugins:
 
         return cls(discover(read_registry(registry), registry.resolve().parent, blocked))
 
+    @property
+    def offers(self) -> tuple[Offer, ...]:
+        """What was found."""
+        return self._offers
+
     def rows(self) -> list[PluginRow]:
         """Everything, sorted by kind and name; plugins that could not be asked come last."""
         order = [*KINDS, "plugin"]

@@ -10,9 +10,10 @@ import hashlib
 import importlib.resources
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -25,7 +26,9 @@ PACKAGE = "package://"
 """Before the name of a package and a folder in it."""
 _HASHED_WHOLE = 256 * 2**20  # bytes; larger files are hashed in samples
 _SAMPLE = 2**20  # bytes
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+")
+_SMALL_LAYERS, _SMALL_HEADS, _SMALL_HEAD_WIDTH = 2, 4, 16
 
 
 def find_folder(
@@ -85,6 +88,35 @@ def _download(
         ) from cause
 
 
+def small_config(described: Mapping[str, Any], layers: int = _SMALL_LAYERS) -> dict[str, Any]:
+    """A configuration of transformer layers, by the names that transformers uses, made small: few
+    and narrow layers, all else as it was.
+
+    What is small already stays.
+
+    Args:
+        described: A configuration as plain data.
+        layers: How many are left at most.
+    """
+    small = dict(described)
+    heads = min(described["num_attention_heads"], _SMALL_HEADS)
+    small["num_attention_heads"] = heads
+    for name, most in (
+        ("hidden_size", heads * _SMALL_HEAD_WIDTH),
+        ("intermediate_size", 2 * heads * _SMALL_HEAD_WIDTH),
+        ("head_dim", _SMALL_HEAD_WIDTH),
+        ("num_hidden_layers", layers),
+    ):
+        if isinstance(described.get(name), int):
+            small[name] = min(described[name], most)
+    if isinstance(described.get("num_key_value_heads"), int):
+        shared = described["num_key_value_heads"] < described["num_attention_heads"]
+        small["num_key_value_heads"] = 1 if shared else heads
+    if isinstance(described.get("layer_types"), list):
+        small["layer_types"] = described["layer_types"][: small["num_hidden_layers"]]
+    return small
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without the library's own table and progress bar: what they say becomes one error here."""
@@ -101,6 +133,14 @@ def quiet_transformers() -> Iterator[None]:
 
 
 # ---- which weights these are ----
+
+
+def revision_of(folder: Path) -> dict[str, str]:
+    """``revision``, the commit, of a folder that is a snapshot in the local cache of the hub;
+    nothing of any other folder.
+    """
+    snapshot = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
+    return {"revision": folder.name} if snapshot else {}
 
 
 def hash_of_files(files: list[Path]) -> str:

@@ -30,10 +30,12 @@ from tpokit.recipe_schema import (
     HeadEntry,
     LoraEntry,
     Mode,
+    ProbeEntry,
     Recipe,
     RunEntry,
     SlotOrder,
     StageEntry,
+    StopEntry,
     TaskLoss,
     TrainEntry,
 )
@@ -47,10 +49,12 @@ __all__ = [
     "HeadEntry",
     "LoraEntry",
     "Mode",
+    "ProbeEntry",
     "Recipe",
     "RunEntry",
     "SlotOrder",
     "StageEntry",
+    "StopEntry",
     "TaskLoss",
     "TrainEntry",
     "difference",
@@ -60,7 +64,18 @@ __all__ = [
     "parse_recipe",
 ]
 
-_FREE = ("run.workers", "run.log_every", "run.threads", "run.bad_samples", "run.timeout_s")
+_FREE = (
+    "run.workers",
+    "run.log_every",
+    "run.save_every",
+    "run.skipped_steps",
+    "run.gradients_every",
+    "run.report_to",
+    "run.threads",
+    "run.bad_samples",
+    "run.timeout_s",
+    "run.without_gradient",
+)
 """What may differ between a run and its resumption: none of it changes a result."""
 _EVALUATION_SECTIONS = ("data", "evaluate")
 
@@ -226,7 +241,7 @@ def difference(before: Recipe, after: Recipe) -> list[str]:
     return [
         f"{path}: {old.get(path, missing)} -> {new.get(path, missing)}"
         for path in dict.fromkeys([*old, *new])
-        if path not in _FREE and old.get(path, missing) != new.get(path, missing)
+        if path.partition("[")[0] not in _FREE and old.get(path, missing) != new.get(path, missing)
     ]
 
 

@@ -14,6 +14,7 @@ from tpokit.near_misses import did_you_mean, listed
 from tpokit.offers import RESERVED_TASKS
 from tpokit.plugins import Plugins
 from tpokit.problems import check
+from tpokit.recipe_mix import mix_entries, mix_problems
 from tpokit.recipe_schema import (
     PARTS,
     TRAINING_SECTIONS,
@@ -21,6 +22,7 @@ from tpokit.recipe_schema import (
     BackboneEntry,
     ConnectorEntry,
     DataEntry,
+    EvaluateEntry,
     HeadEntry,
     LossSection,
     Recipe,
@@ -58,16 +60,19 @@ def cross_problems(draft: Recipe) -> Iterator[Problem]:
     if draft.evaluate is not None:
         for index, name in enumerate(draft.evaluate.data or ()):
             yield from _known(f"evaluate.data[{index}]", "data entry", name, draft.data)
+        yield from _probe_problems(draft.evaluate, draft.data)
 
 
 def _offload_problems(draft: Recipe) -> Iterator[Problem]:
-    """What is kept in the memory of the host, DeepSpeed has to cut up first."""
-    what, engine = (draft.run.offload, draft.run.engine) if draft.run else (None, None)
-    fitting = {"optimizer": ("zero1", "zero2", "zero3"), "parameters": ("zero3",)}.get(what or "")
-    if fitting and engine is not None and engine not in fitting:
-        yield Problem(
-            "run.offload", f"{what!r} goes with run.engine {listed(fitting)}, not with {engine!r}"
-        )
+    """What is kept in the memory of the host.
+
+    With ZeRO-2, DeepSpeed 0.19.8 then took wrong gradients for a parameter that two ranks share, in
+    the second micro-batch of a step, without a word (two processes on CPUs); with ZeRO-3 they were
+    right.
+    """
+    run = draft.run
+    if run and run.offload not in (None, "none") and run.engine not in (None, "zero3"):
+        yield Problem("run.offload", f"goes with run.engine 'zero3', not with {run.engine!r}")
 
 
 def _known(
@@ -76,6 +81,19 @@ def _known(
     if name is not None and name not in (known or ()):
         near = did_you_mean(name, known or ())
         yield Problem(path, f"no {what} {name!r}{near} (there are: {listed(known or ())})")
+
+
+def _probe_problems(evaluate: EvaluateEntry, data: Mapping[str, Any]) -> Iterator[Problem]:
+    probe, path = evaluate.probe, "evaluate.probe"
+    if probe is None:
+        return
+    yield from _known(f"{path}.prompts", "data entry", probe.prompts, data)
+    if evaluate.every == 0:
+        yield Problem(
+            path, "is measured at evaluations during a stage; say how often with evaluate.every"
+        )
+    if probe.stop is not None and probe.stop.accuracy_drop is None and probe.stop.kl is None:
+        yield Problem(f"{path}.stop", "needs a limit: accuracy_drop, kl or both")
 
 
 def _loss_problems(loss: LossSection, tasks: list[str], path: str) -> Iterator[Problem]:
@@ -92,8 +110,10 @@ def _loss_problems(loss: LossSection, tasks: list[str], path: str) -> Iterator[P
 
 def _stage_problems(draft: Recipe, index: int, stage: StageEntry) -> Iterator[Problem]:
     path, tasks = f"stages[{index}]", list(draft.heads or {})
-    for name in stage.mix or {}:
-        yield from _known(f"{path}.mix.{name}", "data entry", name, draft.data)
+    if stage.mix is not None:
+        for place, name in mix_entries(stage.mix, f"{path}.mix"):
+            yield from _known(place, "data entry", name, draft.data)
+        yield from mix_problems(stage.mix, f"{path}.mix")
     yield from _loss_problems(stage.loss, tasks, f"{path}.loss")
     if stage.train is None:
         return

@@ -7,16 +7,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 
 from tpokit.errors import UsageError
+from tpokit.recipe_mix import MixPlan, MixSection, mix_plan
 from tpokit.recipe_values import (
     Count,
     Expression,
     Name,
     Rate,
     Share,
-    Shares,
     Weight,
     Whole,
     one_or_many,
@@ -35,6 +44,9 @@ WORD_TERMS = ("language", "assign")
 
 Mode = Literal["full", "lora", "frozen"]
 SlotOrder = Literal["after_trigger", "before_trigger"]
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+Packing = Literal["none", "conversation", "all"]
+TooLong = Literal["shorten", "drop"]
 
 
 class Entry(BaseModel):
@@ -146,27 +158,61 @@ class StageEntry(Entry):
         name: Names its folder.
         train: Part to mode, or to mode and names; a part that is not named is frozen.
         learning_rate: Peak rate, one for all trained parts or one for each.
-        mix: Data entry to its share of the samples; adds up to 1.
+        mix: Data entries and their shares of the samples; see `tpokit.recipe_mix`.
         samples_per_step: Over all devices, gradient accumulation included.
-        steps: Optimizer steps.
+        epochs: Length in epochs, as many samples as all entries of the mix have; ``null`` with
+            ``steps``.
+        steps: Length in optimizer steps; ``null`` with ``epochs``.
         warmup: Share of the steps in which the rate rises from 0.
         schedule: How it falls afterwards.
         weight_decay: Of matrices; vectors and the bridge's rows do not decay.
         clip: Largest norm of the gradient; 0: not clipped.
         loss: Weights that differ from the recipe's in this stage.
+        without_conversation: Train heads together with the LLM although no data entry of the mix
+            has samples without calls.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
     train: Annotated[TrainSection, Field(min_length=1)]
     learning_rate: RateSection
-    mix: Shares
+    mix: MixSection
     samples_per_step: Count
-    steps: Count
+    epochs: Rate | None = None
+    steps: Annotated[Count | None, Field(validate_default=True)] = None
     warmup: Share = 0.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: Weight = 0.0
     clip: Weight = 1.0
     loss: LossSection = {}
+    without_conversation: bool = False
+
+    @field_validator("steps")
+    @classmethod
+    def _one_length(cls, steps: int | None, others: ValidationInfo) -> int | None:
+        if "epochs" not in others.data:
+            return steps  # epochs are wrong themselves
+        if steps is None and others.data["epochs"] is None:
+            raise ValueError("must be given, or epochs in its place")
+        if steps is not None and others.data["epochs"] is not None:
+            raise ValueError("the stage has epochs, too; one of both must go (or be null)")
+        return steps
+
+    @property
+    def plan(self) -> MixPlan:
+        """The mix in one form, whatever form it was written in."""
+        return mix_plan(self.mix)
+
+    @property
+    def length(self) -> int:
+        """Optimizer steps.
+
+        Raises:
+            UsageError: The stage has epochs; `tpokit.data.mixing.with_lengths` counts their steps
+                when sizes of the data are known.
+        """
+        if self.steps is None:
+            raise UsageError(f"stage {self.name!r}: its epochs are counted when its data are open")
+        return self.steps
 
     @property
     def modes(self) -> dict[str, Mode]:
@@ -195,6 +241,34 @@ class DecodingEntry(Entry):
     slots: SlotOrder = "after_trigger"
 
 
+class StopEntry(Entry):
+    """``evaluate.probe.stop:``: when a stage ends early because the model forgets how to talk.
+
+    Attributes:
+        accuracy_drop: Largest loss of accuracy, in [0, 1]; ``null``: any.
+        kl: Largest divergence per token of the answers, in nats; ``null``: any.
+        patience: So many evaluations in a row must be beyond a limit.
+    """
+
+    accuracy_drop: Share | None = None
+    kl: Weight | None = None
+    patience: Count = 1
+
+
+class ProbeEntry(Entry):
+    """``evaluate.probe:``: conversations by which a stage shows whether the model still talks.
+
+    Attributes:
+        prompts: Data entry; those of its samples that call no head.
+        samples: At most so many, the first ones.
+        stop: When a stage ends early; ``null``: never.
+    """
+
+    prompts: str
+    samples: Count = 64
+    stop: StopEntry | None = None
+
+
 class EvaluateEntry(Entry):
     """``evaluate:``: what is measured.
 
@@ -204,6 +278,9 @@ class EvaluateEntry(Entry):
         batch: Questions answered at once.
         max_new_tokens: Longest answer.
         before: Measure before the first stage, too.
+        every: Steps between two evaluations during a stage, which is evaluated after its last step,
+            too; 0: none.
+        probe: Conversations that are measured at these evaluations; ``null``: none.
     """
 
     data: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -211,41 +288,71 @@ class EvaluateEntry(Entry):
     batch: Count = 64
     max_new_tokens: Count = 32
     before: bool = True
+    every: Whole = 0
+    probe: ProbeEntry | None = None
 
 
 class RunEntry(Entry):
     """``run:``: how it runs on this machine.
 
     Attributes:
-        device_batch: Samples that a device takes at once.
+        device_batch: Samples that a device takes at once, at most.
+        device_tokens: Tokens that a device takes at once, padding included: rows times the longest;
+            ``null``: any.
+        device_pixels: Pixels that a device takes through the vision tower at once; ``null``: any.
+        packing: Samples that may share a row of a micro-batch: ``none``, those of ``conversation``,
+            which call no head, or ``all``; ``null``: conversation, if the backbone packs.
         precision: Of the backbone's arithmetic.
         workers: Processes that read data, on each device; 0: none besides the training itself.
         engine: How the model is spread over devices.
-        offload: What DeepSpeed keeps in the memory of the host: nothing, the ``optimizer``, or with
-            zero3 the ``parameters`` too.
+        offload: What zero3 keeps in the memory of the host: nothing, the ``optimizer``, or the
+            ``parameters`` too.
         group: Samples that a rank reads and arranges together; ``null``: device_batch.
+        schedule: What ranks have at the same time: samples of ``any_task``, and heads that one of
+            them does not call run idle there; or of the ``same_task`` of the mix, and heads that
+            none of them calls are left out.
+        without_gradient: Regular expressions; a trained parameter with a match in its full name
+            (``re.search``) may get no gradient, any other stops the run.
         timeout_s: How long a process waits for the others before the run stops, in seconds.
         log_every: Steps between two lines of the log.
+        gradients_every: Steps between two in which the gradients of tasks are compared; 0: never.
+        report_to: Trackers that get every line of the log, too.
         save_every: Steps between two checkpoints inside a stage; 0: only at its end.
         max_length: Longest sample in tokens; ``null``: what the backbone can.
+        too_long: What happens in training to a longer sample: ``shorten`` leaves out older turns,
+            then frames, but never a medium or a call; ``drop`` replaces it.
         bad_samples: Share of a stage's samples that may be unreadable; more stop the run.
+        skipped_steps: Steps in a row that may change no weight, because a loss or a gradient is not
+            finite; one more stops the run.
         threads: Threads of the arithmetic on a CPU; ``null``: the library's choice.
         gradient_checkpointing: Less memory, about a third slower.
+        logit_chunks: Logits of answers in so many chunks, one at a time; more than 1 takes less
+            memory and computes logits once more.
     """
 
     device_batch: Count = 8
+    device_tokens: Count | None = None
+    device_pixels: Count | None = None
+    packing: Packing | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     workers: Whole = 0
     engine: Literal["plain", "ddp", "zero0", "zero1", "zero2", "zero3"] = "plain"
     offload: Literal["none", "optimizer", "parameters"] = "none"
     group: Count | None = None
+    schedule: Literal["any_task", "same_task"] = "any_task"
+    without_gradient: tuple[Expression, ...] = ()
     timeout_s: Count = 1800
     log_every: Count = 10
+    gradients_every: Whole = 0
+    report_to: tuple[Tracker, ...] = ()
     save_every: Whole = 0
     max_length: Count | None = None
+    too_long: TooLong = "shorten"
     bad_samples: Share = 0.01
+    skipped_steps: Whole = 3
     threads: Count | None = None
     gradient_checkpointing: bool = False
+    logit_chunks: Count = 1
 
 
 class Recipe(Entry):
@@ -345,6 +452,9 @@ class Recipe(Entry):
             for name, entry in losses.items():
                 if isinstance(entry, Mapping):
                     losses[name] = {k: v for k, v in entry.items() if v is not None}
+        for stage in plain["stages"]:
+            if stage["epochs"] is not None:
+                stage["steps"] = None  # counted from sizes of the data, which are no part of it
         return plain
 
     def dump(self) -> str:

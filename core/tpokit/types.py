@@ -263,6 +263,7 @@ class Example:
         prepared: Task to what its head prepared for each of the n calls.
         questions: Positions of the words of each user turn; empty if no head asks for them.
         question_of: Task to the user turn that each of the n calls answers.
+        shortened: Whether turns or frames were left out because it was too long.
     """
 
     sample: Sample
@@ -278,6 +279,7 @@ class Example:
     prepared: dict[str, list[Any]] = field(default_factory=dict)
     questions: list[list[int]] = field(default_factory=list)
     question_of: dict[str, list[int]] = field(default_factory=dict)
+    shortened: bool = False
 
     @property
     def media(self) -> list[MediaInfo]:

@@ -14,12 +14,13 @@ and SAM 2's own losses reach the LLM through them. We differ:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from tpokit.data.boxes import Corners, read_box
@@ -42,7 +43,7 @@ from tpokit_mask.losses.terms import (
     term_counts,
 )
 from tpokit_mask.losses.weights import TERMS
-from tpokit_mask.options import BOX_TOKENS, MaskOptions
+from tpokit_mask.options import BOX_TOKENS, MaskOptions, small_options, without_weights
 from tpokit_mask.results import MaskTrack
 from tpokit_mask.sam2_port import FeatureMaps, Sam2
 from tpokit_mask.segmenting import Group, segment
@@ -118,6 +119,17 @@ class MaskHead(TaskHead):
             )
         self._loss_side = options.loss_side or self.sam2.image_size
         self._features = KeptFeatures(options.sam2, host.folder, self._need())
+
+    @classmethod
+    def build_empty(cls, options: MaskOptions, host: Host) -> MaskHead:
+        """See `TaskHead.build_empty`."""
+        with init_empty_weights(include_buffers=False):
+            return cls(without_weights(options), host)
+
+    @classmethod
+    def build_small(cls, options: MaskOptions, host: Host) -> MaskHead:
+        """See `TaskHead.build_small`; SAM 2 is a really small one."""
+        return cls(small_options(options), host)
 
     def train(self, mode: bool = True) -> MaskHead:
         """As in torch; SAM 2 goes along."""
@@ -262,6 +274,25 @@ class MaskHead(TaskHead):
                 prediction.tokens, right, there, targets.box_count
             )
         return terms
+
+    def without_gradient(self, learnt: Collection[str]) -> tuple[str, ...]:
+        """What no loss needs, and of SAM 2 what only some samples use: its memory in videos, and
+        where an object is gone; the best of three masks.
+        """
+        unused = [
+            name
+            for name, term in (
+                (r"^box_decoder\.", "box_l1"),
+                (r"\.iou_prediction_head\.", "iou"),
+                (r"\.pred_obj_score_head\.", "object_score"),
+            )
+            if term not in learnt
+        ]
+        return (
+            *unused,
+            r"^trained_parts\.(memory_|maskmem_|no_mem|no_obj|obj_ptr)",
+            r"\.output_hypernetworks_mlps\.",
+        )
 
     def model_files(self) -> dict[str, Path]:
         """The checkpoint of SAM 2, unless it is in a package or random."""

@@ -156,3 +156,20 @@ class MaskOptions(Options):
         if said is not None and said < self.frames:
             raise ValueError(f"tracking.said_frames must be at least frames = {self.frames}")
         return self
+
+
+def without_weights(options: MaskOptions) -> MaskOptions:
+    """The same, but no file of weights is asked for."""
+    return options.model_copy(
+        update={"sam2": options.sam2.model_copy(update={"checkpoint": RANDOM, "cache": False})}
+    )
+
+
+def small_options(options: MaskOptions) -> MaskOptions:
+    """The same with a SAM 2 that is small enough for a laptop, and no file of weights."""
+    given = options.sam2.size
+    version = given.version if isinstance(given, Sam2Sizes) else RELEASED[given].version
+    small = Sam2Sizes(version="2.0" if version == "2.0" else "2.1")
+    plain = without_weights(options)
+    sam2 = plain.sam2.model_copy(update={"size": small, "image_size": None, "encode_batch": None})
+    return plain.model_copy(update={"sam2": sam2, "loss_side": None, "given_hidden": None})

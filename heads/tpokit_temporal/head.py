@@ -14,7 +14,7 @@ it. We differ:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ from tpokit_temporal.features.extractor import FeatureExtractor, Features, centr
 from tpokit_temporal.features.options import BackboneFeatures
 from tpokit_temporal.losses.terms import LossSettings, temporal_terms, term_counts
 from tpokit_temporal.losses.weights import TERMS
-from tpokit_temporal.options import TemporalOptions
+from tpokit_temporal.options import TemporalOptions, small_options
 from tpokit_temporal.results import Moments, expected_moments
 from tpokit_temporal.targets import TemporalTargets, collate_targets
 from tpokit_temporal.windows import ClipScores, Decoding, decode_moments
@@ -113,6 +113,11 @@ class TemporalHead(TaskHead):
             overlap=options.decode.overlap,
             most_after=options.decode.most,
         )
+
+    @classmethod
+    def build_small(cls, options: TemporalOptions, host: Host) -> TemporalHead:
+        """See `TaskHead.build_small`; a frozen encoder stays as it is."""
+        return cls(small_options(options), host)
 
     # ---- reading ----
 
@@ -255,6 +260,16 @@ class TemporalHead(TaskHead):
             targets=self.collate([target]).to(like.device),
         )
         return {"slots": like.new_zeros(1, 1, self.host.hidden), "context": context}
+
+    def without_gradient(self, learnt: Collection[str]) -> tuple[str, ...]:
+        """Queries enter the decoder without content, so that its first layer has nothing to attend
+        to; and what is added to all keys or scores alike changes nothing behind a softmax.
+        """
+        return (
+            r"^detector\.decoder\.layers\.0\.self_attention\.((query|key)_|value\.weight)",
+            r"\.key_\w+\.bias$",
+            r"^detector\.saliency_clips\.bias$",
+        )
 
     # ---- results ----
 

@@ -128,3 +128,16 @@ class TemporalOptions(Options):
                 f"{self.global_tokens} global_tokens"
             )
         return self
+
+
+def small_options(options: TemporalOptions) -> TemporalOptions:
+    """The same with a detector that is small enough for a laptop."""
+    width = min(options.width, 8 * options.heads)  # a multiple of the heads, of 4 and of 8
+    return options.model_copy(
+        update={
+            "width": width,
+            "feed_forward": min(options.feed_forward, 2 * width),
+            "encoder_layers": 1,
+            "decoder_layers": min(options.decoder_layers, 2),
+        }
+    )

@@ -99,7 +99,7 @@ def _turns(entry: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
     if not isinstance(found, list):
         raise DataError(f"{where}: 'turns' must be a list of {{role, text}}, found {found!r}")
     turns = tuple(_turn(turn, where) for turn in found)
-    if not any(turn.role == "assistant" for turn in turns):
+    if "assistant" not in [turn.role for turn in turns]:
         raise DataError(f"{where}: no turn of the assistant: there is nothing to learn")
     return turns
 

@@ -21,7 +21,7 @@ from tpokit.attention import attention_ends, tells_samples_apart
 from tpokit.batch import SequenceIndex
 from tpokit.connectors import build_connector, save_connector
 from tpokit.interfaces import ConnectorChoice, LayerStack
-from tpokit.pretrained import hash_of_files, hash_of_random, quiet_transformers
+from tpokit.pretrained import hash_of_files, hash_of_random, quiet_transformers, revision_of
 from tpokit_llava_onevision.checkpoint import (
     find_folder,
     load_model,
@@ -130,7 +130,7 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
             weights = hash_of_random(config.to_json_string(use_diff=False), model)
         else:
             weights = hash_of_files(weight_files(found))
-        identity = {"name": options.model, "hash": weights}
+        identity = {"name": options.model, "hash": weights, **revision_of(found)}
         return cls(model, processor, found, identity, connector)
 
     def layer_stacks(self, tokens: int, pixels: int) -> list[LayerStack]:
@@ -243,6 +243,21 @@ class LlavaOnevisionBackbone(tpokit.Backbone):
         """
         frames = self._visual.idle_pixels() if pixels is None else pixels
         return self._visual.encode_frames(frames, grid)
+
+    def without_gradient(self) -> tuple[str, ...]:
+        """Of the tower what stands behind the layers that are read; and the bias of keys, which
+        changes nothing behind a softmax.
+        """
+        connector = () if self._choice is None else self.connector.without_gradient()
+        return (
+            r"\.k_proj\.bias$",
+            r"^model\.model\.vision_tower\..*(post_layernorm|\bhead)\.",
+            *(
+                rf"^model\.model\.vision_tower\..*layers\.{layer}\."
+                for layer in self._visual.unread_layers()
+            ),
+            *(rf"^connector\..*?(?:{pattern})" for pattern in connector),
+        )
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations in the backward pass instead of keeping them; the non-reentrant

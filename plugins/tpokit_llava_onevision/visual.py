@@ -131,6 +131,12 @@ class VisualPath:
         nothing: Tensor = 0.0 * (features[0, 0].sum() + self._ends().sum())
         return nothing
 
+    def unread_layers(self) -> range:
+        """Layers of the tower behind the last one that is read."""
+        count = self._model.config.vision_config.num_hidden_layers
+        read = (layer if layer >= 0 else count + 1 + layer for layer in self._layers)
+        return range(max(read), count)
+
     def idle_pixels(self) -> Tensor:
         """One black tile, the smallest input of the tower."""
         side = self._model.config.vision_config.image_size

@@ -22,7 +22,7 @@ from tpokit.attention import attention_ends, chosen_attention, tells_samples_apa
 from tpokit.batch import SequenceIndex
 from tpokit.connectors import build_connector, save_connector
 from tpokit.interfaces import Connector, ConnectorChoice, Instruction, LayerStack
-from tpokit.pretrained import hash_of_files, hash_of_random
+from tpokit.pretrained import hash_of_files, hash_of_random, revision_of
 from tpokit_videochat2.build import Plan, make_llm, plan_of
 from tpokit_videochat2.checkpoint import dtype_of, fill, weight_files, write_weights
 from tpokit_videochat2.config import write_config
@@ -69,7 +69,8 @@ class VideoChat2Backbone(tpokit.Backbone):
         self.vision_width = plan.host.vision
         self._plan = plan
         self._layers = plan.choice.feature_need().layers
-        self._identity = {"name": plan.options.model, "hash": weights}
+        name = plan.options.model
+        self._identity = {"name": name, "hash": weights, **revision_of(plan.folder)}
         self._counted = False
         self._lora_targets = _linear_layers(llm, plan.options.lora_output)
 
@@ -196,6 +197,18 @@ class VideoChat2Backbone(tpokit.Backbone):
         squares = states.transpose(1, 2).unflatten(2, (rows, columns))  # [t, c, rows, columns]
         cells = nn.functional.adaptive_avg_pool2d(squares, grid)  # [t, c, grid, grid]
         return cells.permute(0, 2, 3, 1).flatten(1)
+
+    def without_gradient(self) -> tuple[str, ...]:
+        """Of the tower the blocks behind those that are read; and the bias of keys, which changes
+        nothing behind a softmax.
+        """
+        last = max(self._layers)
+        count = len(self.vision.blocks)
+        return (
+            r"\.k_proj\.bias$",
+            *(rf"^vision\.blocks\.{block}\." for block in range(count + last + 1, count)),
+            *(rf"^connector\..*?(?:{own})" for own in self.connector.without_gradient()),
+        )
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations of tower and LLM in the backward pass instead of keeping them."""

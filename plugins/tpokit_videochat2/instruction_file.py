@@ -23,8 +23,8 @@ class InstructionFile:
     """Entries of a JSON list, each parsed when it is read: 16 bytes an entry in a data worker.
 
     The whole file is parsed once, entry by entry, when it is opened first, so that what is no JSON
-    is found before a run starts; then its places are known. It is opened again for each reading: a handle shared by forked
-    workers would share its position.
+    is found before a run starts; then its places are known. It is opened again for each reading: a
+    handle shared by forked workers would share its position.
 
     Attributes:
         path: The file.

@@ -22,6 +22,7 @@ PACKAGES = [folder for folder in OFFERED if (folder / "__init__.py").is_file()]
 # The contracts, and tools that heads share; all else of core may move without notice.
 PUBLIC_MODULES = {
     "tpokit.answers",
+    "tpokit.attention",
     "tpokit.batch",
     "tpokit.connectors",
     "tpokit.data.boxes",
@@ -29,6 +30,7 @@ PUBLIC_MODULES = {
     "tpokit.data.feature_cache",
     "tpokit.data.frame_folder",
     "tpokit.data.lines",
+    "tpokit.data.places",
     "tpokit.data.stream",
     "tpokit.errors",
     "tpokit.geometry",
@@ -56,9 +58,18 @@ LAYERS = [
         "packing",
     },
     {"types", "batch", "offers", "registry"},
-    {"answers", "interfaces", "discovery", "layers", "losses"},
+    {"answers", "attention", "interfaces", "discovery", "layers", "losses"},
     {"plugins", "bridge", "lora", "connectors"},
-    {"model", "recipe_values", "recipe_schema", "recipe_files", "recipe_checks", "recipe"},
+    {
+        "model",
+        "variants",
+        "recipe_values",
+        "recipe_mix",
+        "recipe_schema",
+        "recipe_files",
+        "recipe_checks",
+        "recipe",
+    },
     {"parts", "data", "reporting"},
     {"checkpoints"},
     {"weights"},
@@ -71,7 +82,7 @@ LAYERS = [
 ONLY_IN = {
     "peft": {"lora.py"},
     "deepspeed": {"training/arguments.py"},
-    "rich": {"reporting/console.py"},
+    "rich": {"reporting/console.py", "reporting/progress.py"},
     "typer": {"cli"},
     "pluggy": {"hookspecs.py", "discovery.py"},
 }

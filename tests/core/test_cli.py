@@ -12,6 +12,8 @@ from tpokit import Answer, Media, __version__, cli
 from tpokit.cli import main
 from tpokit.errors import TrainingError
 from tpokit.evaluation.runner import Report
+from tpokit.evaluation.sharing import Sharing
+from tpokit.training import stages
 
 
 def run(capsys, *arguments):
@@ -32,7 +34,7 @@ def recipe(tmp_path):
 def test_help_names_every_verb(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    for verb in ("plugins", "recipe", "train", "predict", "evaluate", "weights"):
+    for verb in ("plugins", "recipe", "data", "train", "predict", "evaluate", "weights"):
         assert re.search(rf"\b{verb}\b", out)
 
 
@@ -122,6 +124,25 @@ def test_train_refuses_an_unknown_stage(capsys, recipe):
     assert err == "UsageError: recipe 'tiny' has no stage 'joint' (stages: assign, heads)\n"
 
 
+@pytest.mark.parametrize(
+    ("order", "meant"),
+    [
+        ("{recipe}", False),
+        ("{recipe} --resume", True),
+        ("--resume {recipe}", True),
+        ("{recipe} --resume --stage assign", True),
+        ("{recipe} --resume auto", "auto"),
+        ("{recipe} --resume runs/a --stage assign", Path("runs/a")),
+        ("--resume=runs/a {recipe}", Path("runs/a")),
+    ],
+)
+def test_train_goes_on_where_resume_says(capsys, recipe, monkeypatch, order, meant):
+    seen = []
+    monkeypatch.setattr(stages, "train", lambda *_, resume, **__: seen.append(resume))
+    assert run(capsys, "train", *order.format(recipe=recipe).split())[0] == 0
+    assert seen == [meant]
+
+
 def test_train_refuses_to_keep_and_throw_away(capsys, recipe):
     code, _, err = run(capsys, "train", recipe, "--resume", "--overwrite")
     assert code == 2
@@ -197,15 +218,16 @@ def test_evaluate_hands_on_where_answers_go(capsys, monkeypatch, tmp_path):
     heard = []
     monkeypatch.setattr(
         "tpokit.evaluation.runner.evaluate_run",
-        lambda *rest, **more: heard.append((rest, more)) or Report({"point.error": 0.5}),
+        lambda *rest: heard.append(rest) or Report({"point.error": 0.5}),
     )
     path = tmp_path / "answers.jsonl"
     code, out, _ = run(capsys, "evaluate", "run", "--set", "seed=1", "--answers", str(path))
     assert code == 0
     assert "point.error" in out
-    assert heard == [((Path("run"), ["seed=1"]), {"answers": path, "scored_on": None})]
+    alone = Sharing()
+    assert heard == [(Path("run"), ["seed=1"], None, path, None, alone)]
     run(capsys, "evaluate", "run", "--recipe", "other.yaml")
-    assert heard[1] == ((Path("run"), ()), {"answers": None, "scored_on": Path("other.yaml")})
+    assert heard[1] == (Path("run"), (), None, None, Path("other.yaml"), alone)
 
 
 def test_predict_hands_on_when_slots_are_fed(capsys, monkeypatch):

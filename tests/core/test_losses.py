@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 
 from tpokit import LossTerm, TrainingError
 from tpokit.batch import tensors_in
-from tpokit.losses import CombinedLoss, explain_non_finite, language_terms
+from tpokit.losses import (
+    CombinedLoss,
+    chunked_language_terms,
+    language_terms,
+)
 
 
 @given(st.integers(1, 12), st.integers(2, 20), st.integers(0, 3), st.integers(0, 1000))
@@ -49,6 +53,39 @@ def test_no_label_at_all_costs_nothing_and_keeps_the_graph():
     assert words.grad.shape == (0, 5)
 
 
+@pytest.mark.parametrize(("positions", "chunks"), [(0, 2), (9, 2), (3, 12)])
+def test_chunks_of_logits_give_the_same_terms_and_gradients_as_all_at_once(positions, chunks):
+    torch.manual_seed(0)
+    words, calls = torch.nn.Linear(4, 7), torch.nn.Linear(4, 2)
+    read = torch.randn(positions, 4, requires_grad=True)
+    ids = torch.randint(0, 9, (positions,))
+    leaves = [read, *words.parameters(), *calls.parameters()]
+    found = []
+    for number in (1, chunks):
+        terms = chunked_language_terms(
+            lambda states: (words(states), calls(states)), read, ids, {"language": 3.0}, number
+        )
+        assert (terms["language"].count, terms["assign"].count) == (3.0, 0.0)
+        total = 2 * terms["language"].sum + 3 * terms["assign"].sum
+        found.append([total, *torch.autograd.grad(total, leaves)])
+    for whole, chunked in zip(*found, strict=True):
+        assert torch.allclose(whole, chunked, atol=1e-5)
+
+
+def test_logits_of_one_chunk_at_a_time_exist_also_in_the_backward_pass():
+    layer, sizes = torch.nn.Linear(4, 7), []
+
+    def logits(states):
+        sizes.append(len(states))
+        return layer(states), states[:, :0]
+
+    read = torch.randn(10, 4, requires_grad=True)
+    terms = chunked_language_terms(logits, read, torch.zeros(10, dtype=torch.long), {}, 5)
+    assert sizes == [2] * 5
+    terms["language"].sum.backward()
+    assert sizes == [2] * 10
+
+
 def test_terms_are_divided_by_their_counts_over_the_whole_step():
     terms = {"language": LossTerm(torch.tensor(6.0), 2.0), "a.x": LossTerm(torch.tensor(4.0), 1.0)}
     loss = CombinedLoss({"language": 1.0, "a.x": 0.5})
@@ -67,15 +104,6 @@ def test_a_term_without_weight_stays_in_the_graph_but_adds_nothing():
 def test_a_step_without_any_term_is_an_error():
     with pytest.raises(TrainingError, match="no answer to learn from"):
         CombinedLoss({})({}, {})
-
-
-def test_the_message_of_a_loss_that_is_not_finite_names_terms_and_samples():
-    terms = {
-        "language": LossTerm(torch.tensor(1.0), 1.0),
-        "a.x": LossTerm(torch.tensor(float("nan")), 1.0),
-    }
-    text = explain_non_finite(terms, ("chat/3", "boxes/9"))
-    assert text == "loss is not finite: a.x = nan; samples: chat/3, boxes/9"
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,13 @@ class Start:
     left_out: tuple[str, ...]
 
     def __str__(self) -> str:
-        named = {"loaded": self.files, "fresh": self.fresh, "left out": self.left_out}
-        lists = [f"{what} {', '.join(names)}" for what, names in named.items() if names]
-        return f"starts from {self.folder}: {'; '.join(lists)}"
+        return f"starts from {self.folder}: {taken(self.files, self.fresh, self.left_out)}"
+
+
+def taken(loaded: Sequence[str], fresh: Sequence[str] = (), left_out: Sequence[str] = ()) -> str:
+    """In words: what was loaded, what is new, what was not used."""
+    named = {"loaded": loaded, "fresh": fresh, "left out": left_out}
+    return "; ".join(f"{what} {', '.join(names)}" for what, names in named.items() if names)
 
 
 def load_start(model: TpoModel, recipe: Recipe, source: Path, base: Mapping[str, str]) -> Start:

@@ -253,8 +253,9 @@ def check_base(about: Mapping[str, Any], folder: Path, base: Mapping[str, str]) 
     """
     saved = about["base"]
     if saved["hash"] != base["hash"]:
+        at = f" at revision {saved['revision']}" if "revision" in saved else ""
         raise CheckpointError(
-            f"{folder} was trained from the base model {saved['name']!r} with hash "
+            f"{folder} was trained from the base model {saved['name']!r}{at} with hash "
             f"{saved['hash']}, but {base['name']!r} has hash {base['hash']}; give the base it was "
             "trained from"
         )

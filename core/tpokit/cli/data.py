@@ -52,7 +52,8 @@ def check(
     """Read every annotation as training would, and list all that is wrong."""
     from tpokit.atomic import write_json
     from tpokit.recipe import open_recipe
-    from tpokit.reporting.console import Counting, say
+    from tpokit.reporting.console import say
+    from tpokit.reporting.progress import Counting
 
     recipe, plugins = open_recipe(file, overrides or (), registry)
     for name in entry or ():

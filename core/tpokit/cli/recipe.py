@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from tpokit.recipe import StageEntry
 
 recipe = typer.Typer(name="recipe", no_args_is_help=True)
 
@@ -35,6 +38,12 @@ def check(
     except RecipeError as error:
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(error.exit_code) from None
-    stages = ", ".join(f"{stage.name} ({stage.steps} steps)" for stage in checked.stages)
+    stages = ", ".join(f"{stage.name} ({_length(stage)})" for stage in checked.stages)
     heads = ", ".join(checked.heads) or "none"
     say(f"{file} is fine: backbone {checked.backbone.plugin}; heads {heads}; stages {stages}")
+
+
+def _length(stage: StageEntry) -> str:
+    if stage.epochs is None:
+        return f"{stage.steps} steps"
+    return f"{stage.epochs:g} epoch{'' if stage.epochs == 1 else 's'}"

@@ -6,14 +6,15 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from tpokit.data.bad_samples import BadSample, BadSampleLimit, Reading
 from tpokit.data.conversation import Encoder
-from tpokit.data.mixing import Draw, Mixture, generator, number, permuted
+from tpokit.data.mixing import Draw, Mixture, number, permuted
+from tpokit.data.sample_reader import SampleReader
 from tpokit.errors import DataError
 from tpokit.interfaces import DataSource
+from tpokit.recipe_mix import Mix
 from tpokit.tokens import marked_tasks
 from tpokit.types import Sample
 
@@ -27,35 +28,41 @@ _STAND_INS = 100  # other samples that are looked at, at most, to replace one
 class MixedDataset(Dataset[Reading]):
     """Item i is the i-th sample of a stage, the same on every rank and after a resume.
 
-    A sample that cannot be read is replaced by another one of the same data entry, one that calls
-    the same heads where there is one; which one follows from the seed and i alone.
+    A sample that cannot be read is replaced by another one of the same data entry (so of the same
+    task of the mix, and within the entry's cap), one that calls the same heads where there is one;
+    which one follows from the seed and i alone.
     """
 
     def __init__(
         self,
         sources: Mapping[str, DataSource],
-        mix: Mapping[str, float],
+        mix: Mix,
         seed: int,
         encoder: Encoder,
         limit: BadSampleLimit,
+        block: int = 1,
     ) -> None:
         """Prepare the order; nothing is read yet.
 
         Args:
-            sources: By name of the recipe's data entry.
-            mix: Name to share of samples.
+            sources: By name of the recipe's data entry; all of the mix.
+            mix: Of the stage.
             seed: Of the stage.
             encoder: For the model that is trained.
             limit: Number of samples in the stage, and how many may be bad.
+            block: So many samples in a row are of one task of the mix; see `Mixture`.
         """
-        self._sources = sources
-        self._seed = seed
-        self._encoder = encoder
+        self._reader = SampleReader(sources, seed, encoder)
         self._limit = limit
-        self._mixture = Mixture(mix, {name: len(sources[name]) for name in mix}, seed)
+        sizes = {name: len(source) for name, source in sources.items()}
+        self._mixture = Mixture(mix, sizes, seed, block)
 
     def __len__(self) -> int:
         return self._limit.samples
+
+    def draw(self, position: int) -> Draw:
+        """Which sample stands at a position, whether it can be read or not."""
+        return self._mixture.draw(position)
 
     def __getitem__(self, position: int) -> Reading:
         draw = self._mixture.draw(position)
@@ -64,8 +71,7 @@ class MixedDataset(Dataset[Reading]):
             sample = None
             try:
                 sample = self._read(draw, index)
-                frames = self._random(draw, index, "frames")
-                example = self._encoder.encode(sample, draw.source, random=frames)
+                example = self._reader.encode(sample, draw.source, index, draw.epoch)
                 return Reading(example, tuple(bad))
             except DataError as cause:
                 name = None if sample is None else sample.id
@@ -75,19 +81,17 @@ class MixedDataset(Dataset[Reading]):
         return Reading(None, tuple(bad))
 
     def _read(self, draw: Draw, index: int) -> Sample:
-        return self._sources[draw.source].read(index, self._random(draw, index, "read"))
-
-    def _random(self, draw: Draw, index: int, purpose: str) -> np.random.Generator:
-        return generator(self._seed, draw.epoch, f"{draw.source}/{index}", purpose)
+        return self._reader.read(draw.source, index, draw.epoch)
 
     def _stand_ins(self, draw: Draw, position: int) -> Iterator[int]:
         """Other samples of an entry: those that call the same heads first, in an order of the
         position's own.
         """
         wanted = self._tasks(draw, draw.index)
-        size = len(self._sources[draw.source])
-        key = number("replace", self._seed, draw.source, position)
-        order = (permuted(offset, size, key) for offset in range(size))
+        portion = self._mixture.portions[draw.source]
+        key = number("replace", self._reader.seed, draw.source, position)
+        places = (permuted(offset, portion.used, key) for offset in range(portion.used))
+        order = map(portion.index, places)
         rest = []
         for index in islice((index for index in order if index != draw.index), _STAND_INS):
             if wanted is None or self._tasks(draw, index) == wanted:
@@ -103,7 +107,7 @@ class MixedDataset(Dataset[Reading]):
         except DataError:
             return None
         said = " ".join(turn.text for turn in turns if turn.role == "assistant")
-        return frozenset(marked_tasks(said, self._encoder.heads))
+        return frozenset(marked_tasks(said, self._reader.encoder.heads))
 
 
 def open_sources(recipe: Recipe, plugins: Plugins, names: Collection[str]) -> dict[str, DataSource]:

@@ -19,11 +19,10 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.random.bit_generator import ISeedSequence
 
 from tpokit.recipe_mix import Mix, MixGroup, MixPlan, mix_plan
 
@@ -258,32 +257,28 @@ def permuted(index: int, size: int, key: int) -> int:
 
 def number(*key: object) -> int:
     """A 64-bit number from anything that can be written down, the same on every machine."""
-    return int.from_bytes(_hashed(key, 8), "little")
+    text = "\x1f".join(map(str, key)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def generator(seed: int, epoch: int, sample: str, purpose: str) -> np.random.Generator:
     """Randomness of one choice about one sample: never the global state, so any sample can be
     replayed alone.
     """
-    state = _hashed((seed, epoch, sample, purpose), 32)
-    seed_sequence: Any = _HashedSeed(state)  # numpy's stubs know no other than its own
-    return np.random.Generator(np.random.PCG64(seed_sequence))
+    return cast("np.random.Generator", _WhenDrawn((seed, epoch, sample, purpose)))
 
 
-class _HashedSeed(ISeedSequence):
-    """The state of a generator from a hash.
-
-    Spreading the bits of a number is all that numpy's own ``SeedSequence`` does, and it takes most
-    of the time of making a generator, of which every sample needs two.
+class _WhenDrawn:
+    """A generator that is made when something is drawn from it: numpy takes as long for that as
+    reading a line takes, and most samples draw nothing.
     """
 
-    def __init__(self, state: bytes) -> None:
-        self._state = state
+    def __init__(self, key: tuple[object, ...]) -> None:
+        self._key = key
 
-    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
-        return np.frombuffer(self._state, dtype, n_words)
+    @cached_property
+    def _made(self) -> np.random.Generator:
+        return np.random.default_rng(number(*self._key))
 
-
-def _hashed(key: Sequence[object], size: int) -> bytes:
-    text = "\x1f".join(map(str, key)).encode()
-    return hashlib.blake2b(text, digest_size=size).digest()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)

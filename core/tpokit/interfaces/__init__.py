@@ -4,7 +4,7 @@
 `WeightRules`. Ours use nothing that is not here.
 """
 
-from tpokit.interfaces.backbones import Backbone, Processor
+from tpokit.interfaces.backbones import Backbone, LayerStack, Processor
 from tpokit.interfaces.connectors import (
     Connector,
     ConnectorChoice,
@@ -39,6 +39,7 @@ __all__ = [
     "FeatureNeed",
     "Host",
     "Instruction",
+    "LayerStack",
     "Metric",
     "Place",
     "Processor",

@@ -6,14 +6,16 @@ in the whole batch in reading order.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tpokit.batch import Batch
+from tpokit.batch import Batch, SequenceIndex
 from tpokit.errors import UsageError
 from tpokit.interfaces.connectors import ConnectorChoice
 from tpokit.options import NoOptions
@@ -69,6 +71,17 @@ class Processor(ABC):
             DataError: The number of placeholders is not the number of media.
         """
 
+    def pixels(self, views: Sequence[View]) -> int:
+        """How many pixels of the media of one sample go through the vision tower, for budgets.
+
+        Args:
+            views: Of one sample.
+
+        Returns:
+            Default: those of all frames as they were decoded.
+        """
+        return sum(math.prod(view.frames.shape[:3]) for view in views)
+
     @abstractmethod
     def collate_media(self, views: Sequence[Sequence[View]]) -> dict[str, Any]:
         """Pixels of a batch, as the backbone's `Backbone.embed` wants them; ``views`` by sample."""
@@ -100,6 +113,47 @@ class Processor(ABC):
         )
 
 
+@dataclass(frozen=True)
+class LayerStack:
+    """Transformer layers of one kind, and how much goes through them.
+
+    Attributes:
+        part: That they belong to.
+        layers: How many.
+        width: Of the hidden states.
+        keys: Width of the keys of all heads together, and of the values.
+        inner: Width inside the feed-forward layers.
+        gated: Whether two matrices lead there (one of them a gate), as in LLaMA.
+        tokens: That go through each layer, of the whole batch.
+    """
+
+    part: str
+    layers: int
+    width: int
+    keys: int
+    inner: int
+    gated: bool
+    tokens: int
+
+    @classmethod
+    def of_config(
+        cls, config: Any, *, part: str, layers: int, gated: bool, tokens: int
+    ) -> LayerStack:
+        """Sizes by the names that configurations of transformers have."""
+        heads = config.num_attention_heads
+        head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        keys = head_width * (getattr(config, "num_key_value_heads", None) or heads)
+        width, inner = config.hidden_size, config.intermediate_size
+        return cls(part, layers, width, keys, inner, gated, tokens)
+
+
+def arguments_of_build(
+    options: AnyOptions, folder: Path, connector: ConnectorChoice | None
+) -> tuple[Any, ...]:
+    """What `Backbone.build` is called with: a connector only if a recipe names one."""
+    return (options, folder) if connector is None else (options, folder, connector)
+
+
 class Backbone(nn.Module, ABC):
     """A multimodal LLM with its vision encoder and connector.
 
@@ -108,6 +162,7 @@ class Backbone(nn.Module, ABC):
         width: d of its hidden states.
         rows: Rows of its input embedding (and of its logits).
         vision_width: Width of the features of `encode_frames`; 0 if it has none.
+        packs: Whether `decode` takes rows that hold several samples one after another.
     """
 
     Options: ClassVar[type[AnyOptions]] = NoOptions
@@ -116,6 +171,7 @@ class Backbone(nn.Module, ABC):
     width: int
     rows: int
     vision_width: int = 0
+    packs: bool = False
 
     @classmethod
     @abstractmethod
@@ -131,6 +187,38 @@ class Backbone(nn.Module, ABC):
                 names one, which it can only if the spec says ``connectors=True``; other backbones
                 need no such argument.
         """
+
+    @classmethod
+    def build_empty(
+        cls, options: AnyOptions, folder: Path, connector: ConnectorChoice | None = None
+    ) -> Backbone:
+        """The same model without numbers, which is looked at and never run: its parameters on the
+        meta device, no file of weights read; default: as `build`.
+
+        Its processor is that of the real model.
+        """
+        return cls.build(*arguments_of_build(options, folder, connector))
+
+    @classmethod
+    def build_small(
+        cls, options: AnyOptions, folder: Path, connector: ConnectorChoice | None = None
+    ) -> Backbone:
+        """A model of the same kind that runs on a laptop: few and narrow layers, random weights
+        from torch's generator, no file of weights read; default: as `build`.
+
+        Its processor gives the same tokens and pixels as that of the real model.
+        """
+        return cls.build(*arguments_of_build(options, folder, connector))
+
+    def layer_stacks(self, tokens: int, pixels: int) -> list[LayerStack]:
+        """The transformers that a batch goes through, for an estimate of what they keep in memory;
+        default: none, and no estimate. The model may be empty.
+
+        Args:
+            tokens: Of the batch, padding included.
+            pixels: Of its media, as `Processor.pixels` counts them.
+        """
+        return []
 
     @abstractmethod
     def parts(self) -> dict[str, list[nn.Module | nn.Parameter]]:
@@ -169,6 +257,7 @@ class Backbone(nn.Module, ABC):
         positions: Tensor,
         cache: Any = None,
         use_cache: bool = False,
+        sequences: SequenceIndex | None = None,
     ) -> tuple[Tensor, Any]:
         """Run the LLM.
 
@@ -178,6 +267,9 @@ class Backbone(nn.Module, ABC):
             positions: ``[b, q]`` position of each new token in its own sample, from 0.
             cache: What an earlier call returned, holding p positions.
             use_cache: Return a cache for the next call.
+            sequences: In training, and only if the backbone ``packs`` (others need no such
+                argument): a token sees those before it in its own sample. That says all, so the
+                mask may be left out.
 
         Returns:
             Last hidden states ``[b, q, d]`` after the final norm, and the cache or ``None``.
@@ -205,6 +297,15 @@ class Backbone(nn.Module, ABC):
         """
         raise UsageError(f"{type(self).__name__} gives no features of single frames")
 
+    def without_gradient(self) -> tuple[str, ...]:
+        """Regular expressions for names of parameters, seen from the backbone, that may be trained
+        and yet get a gradient of zero, such as a norm behind the last layer that is used; default:
+        none.
+
+        Training stops at any other parameter that gets none.
+        """
+        return ()
+
     def gradient_checkpointing_enable(self) -> None:
         """Compute activations again in the backward pass instead of keeping them.
 
@@ -217,8 +318,8 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
-        """What this base model is: ``name`` as the recipe has it and ``hash`` of its weights, kept
-        with what is trained.
+        """What this base model is: ``name`` as the recipe has it, ``hash`` of its weights, and
+        ``revision`` if it is one of the hub; kept with what is trained.
         """
 
     @abstractmethod

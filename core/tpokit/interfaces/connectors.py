@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -92,6 +92,15 @@ class Connector(nn.Module, ABC):
         """Whether it reads an `Instruction`; default: no."""
         return False
 
+    def without_gradient(self) -> tuple[str, ...]:
+        """As `Backbone.without_gradient`, seen from the connector; default: none."""
+        return ()
+
+    @classmethod
+    def small_options(cls, options: AnyOptions) -> AnyOptions:
+        """Options of a narrow connector that gives as many tokens; default: the same."""
+        return options
+
     @classmethod
     @abstractmethod
     def tokens(cls, options: AnyOptions, host: ConnectorHost, frames: int) -> int:
@@ -133,6 +142,10 @@ class ConnectorChoice:
     def build(self, host: ConnectorHost) -> Connector:
         """The connector for a backbone; draws from torch's global generator."""
         return self.factory(self.options, host)
+
+    def small(self) -> ConnectorChoice:
+        """The same at a small size; see `Connector.small_options`."""
+        return replace(self, options=self.factory.small_options(self.options))
 
     def feature_need(self) -> FeatureNeed:
         """See `Connector.feature_need`."""

@@ -8,7 +8,7 @@ batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -63,6 +63,22 @@ class TaskHead(nn.Module, ABC):
         super().__init__()
         self.options = options
         self.host = host
+
+    @classmethod
+    def build_empty(cls, options: AnyOptions, host: Host) -> TaskHead:
+        """The same head without numbers, which reads annotations and is never run: no file of
+        weights read; default: the head itself.
+        """
+        return cls(options, host)
+
+    @classmethod
+    def build_small(cls, options: AnyOptions, host: Host) -> TaskHead:
+        """A head of the same kind that runs on a laptop: narrow, random weights from torch's
+        generator, no file of weights read; default: the head itself.
+
+        It takes the same annotations.
+        """
+        return cls(options, host)
 
     # ---- reading annotations (runs in data workers; must not touch parameters) ----
 
@@ -158,8 +174,8 @@ class TaskHead(nn.Module, ABC):
         """
 
     def idle_inputs(self) -> dict[str, Any]:
-        """The cheapest inputs by which every trainable parameter takes part in a step that has no
-        call of this task.
+        """The cheapest inputs by which every trainable parameter takes part in a micro-batch that
+        has no call of this task, by the same modules in the same order.
 
         Returns:
             ``slots`` ``[n, k, d]`` and ``context`` of calls that need no target (default: one call
@@ -184,6 +200,17 @@ class TaskHead(nn.Module, ABC):
         if self.tokens.given is not None:
             inputs["given"] = like.new_zeros(1, 4)
         return inputs
+
+    def without_gradient(self, learnt: Collection[str]) -> tuple[str, ...]:
+        """Regular expressions for names of parameters, as the head calls them, that may be trained
+        and yet get a gradient of zero, always or with the terms that are learnt; default: none.
+
+        Training stops at any other parameter that gets none.
+
+        Args:
+            learnt: Loss terms with a weight above 0.
+        """
+        return ()
 
     def model_files(self) -> dict[str, Path]:
         """Files beside the recipe without which the head is not whole, such as frozen weights: the

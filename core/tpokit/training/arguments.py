@@ -5,24 +5,35 @@ The one file that knows DeepSpeed.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib
 import importlib.util
+import io
+import math
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from tpokit.atomic import partial_name
 from tpokit.errors import UsageError
 from tpokit.recipe import Recipe, StageEntry
 from tpokit.training.ranks import Ranks
 
 ZERO_STAGES = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+_IN_USE = -1  # in the place of the number of a module that DeepSpeed would wait for
+IN_ORDER = ("zero1", "zero2")
+"""Engines that add gradients of ranks up in the order in which they come, not by their names."""
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -77,6 +88,10 @@ class Split:
         run = recipe.run
         return cls.of(stage.samples_per_step, run.device_batch, world, run.group or 1)
 
+    def block(self, recipe: Recipe) -> int:
+        """Samples in a row of a stage's order that are of one task of its mix."""
+        return self.piece * self.world if recipe.run.schedule == "same_task" else 1
+
 
 def _largest_divisor(number: int, at_most: int) -> int:
     return max(size for size in range(1, min(at_most, number) + 1) if not number % size)
@@ -128,9 +143,9 @@ def training_arguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=split.piece,
         gradient_accumulation_steps=split.pieces,
-        max_steps=stage.steps,
+        max_steps=stage.length,
         lr_scheduler_type=_SCHEDULES[stage.schedule],
-        warmup_steps=round(stage.warmup * stage.steps),
+        warmup_steps=round(stage.warmup * stage.length),
         max_grad_norm=stage.clip,
         bf16=run.precision == "bfloat16",
         seed=recipe.seed,
@@ -144,12 +159,14 @@ def training_arguments(
         logging_first_step=True,
         logging_nan_inf_filter=False,  # a loss that is not finite is an error here, not a gap
         save_strategy="steps" if run.save_every else "no",
-        save_steps=run.save_every or stage.steps,
+        save_steps=run.save_every or stage.length,
         dataloader_num_workers=run.workers,
         dataloader_pin_memory=not cpu,
         remove_unused_columns=False,
         disable_tqdm=True,
-        report_to="none",
+        report_to="none",  # `tpokit.training.trackers` makes them
+        project=recipe.name,
+        run_name=f"{recipe.name}-{stage.name}",
     )
     if split.world == 1:
         # Several GPUs seen by one process would put Trainer into DataParallel, which cannot split a
@@ -168,7 +185,7 @@ def deepspeed_config(recipe: Recipe, stage: StageEntry, split: Split) -> dict[st
         "gradient_accumulation_steps": split.pieces,
         "train_batch_size": split.piece * split.pieces * split.world,
         "gradient_clipping": stage.clip,  # left out, DeepSpeed clips at 1.0
-        "bf16": {"enabled": bfloat16},
+        "bf16": {"enabled": bfloat16, "check_grad_overflow": True},
         "fp16": {"enabled": False},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -179,7 +196,7 @@ def deepspeed_config(recipe: Recipe, stage: StageEntry, split: Split) -> dict[st
             "stage3_gather_16bit_weights_on_model_save": False,  # weights are gathered by name
             **_offload(recipe.run.offload),
         },
-        "steps_per_print": stage.steps + 1,
+        "steps_per_print": stage.length + 1,
         "wall_clock_breakdown": False,
     }
 
@@ -214,16 +231,100 @@ def backward(accelerator: Any, loss: Tensor, last: bool) -> None:
     engine.backward(loss, scale_wrt_gas=False)
 
 
-def update(accelerator: Any) -> None:
-    """Let DeepSpeed clip the gradients and change the weights; otherwise the trainer does that."""
+def update(accelerator: Any) -> float | None:
+    """Let DeepSpeed clip the gradients and change the weights; otherwise the trainer does that.
+
+    Returns:
+        Norm of the gradients before clipping, over all ranks. If it is not finite, no weight has
+        changed and the gradients are gone. ``None`` without DeepSpeed.
+    """
     engine = _engine(accelerator)
-    if engine is not None:
-        engine.step()
+    if engine is None:
+        return None
+    if engine.optimizer is engine.basic_optimizer:
+        return _update_whole(engine)
+    engine.step()
+    engine.optimizer.overflow = False  # Trainer would hold the schedule for a skipped step
+    return float(engine.get_global_grad_norm())
+
+
+def _update_whole(engine: Any) -> float:
+    """What other stages of ZeRO do by themselves, for ZeRO-0 in float32: it has no norm, and its
+    optimizer would take any gradient.
+    """
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    drop = None
+    if not math.isfinite(norm):  # behind the clipping, which wants gradients
+        drop = engine.optimizer.register_step_pre_hook(lambda *_: engine.module.zero_grad())
+    engine.step()
+    if drop is not None:
+        drop.remove()
+    return norm
 
 
 def _engine(accelerator: Any) -> Any:
     wrapped = getattr(accelerator, "deepspeed_engine_wrapped", None)
     return None if wrapped is None else wrapped.engine
+
+
+def load_engine(accelerator: Any, checkpoint: Path, world: int, ranks: Ranks) -> None:
+    """Load weights and optimizer into DeepSpeed.
+
+    Under ZeRO-1 to 3 each rank has written its part of the optimizer. For another number of ranks
+    the first one puts them together in DeepSpeed's universal format, from which all take theirs.
+
+    Args:
+        accelerator: Of the trainer.
+        checkpoint: Written by DeepSpeed, together with other things.
+        world: Number of ranks that wrote it.
+        ranks: Those of now.
+    """
+    engine = _engine(accelerator)
+    if world == ranks.world or not engine.zero_optimization():
+        engine.load_checkpoint(str(checkpoint), load_module_strict=False)
+        return
+    universal = partial_name(checkpoint)
+    ranks.once(lambda: _make_universal(checkpoint, universal, engine.zero_optimization_stage()))
+    groups = engine.optimizer.param_groups
+    own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    engine._config.load_universal_checkpoint = True
+    engine.load_checkpoint(str(universal), load_module_strict=False)
+    engine._config.load_universal_checkpoint = False
+    for group, values in zip(engine.optimizer.param_groups, own, strict=True):
+        group.update(values)  # DeepSpeed gives all groups the rate and the decay of the first
+    for state in engine.optimizer.optimizer.state.values():
+        state["step"] = state["step"].clone()  # ZeRO-3 gives all groups one, and each would count
+    _load_buffers(engine.module, checkpoint)
+    ranks.wait()
+    ranks.once(lambda: shutil.rmtree(universal))
+
+
+def _make_universal(checkpoint: Path, folder: Path, stage: int) -> None:
+    """DeepSpeed's own command, in this process."""
+    (tag,) = (path.name for path in checkpoint.glob("global_step*"))
+    shutil.rmtree(folder, ignore_errors=True)
+    options = argparse.Namespace(
+        input_folder=str(checkpoint / tag),
+        output_folder=str(folder / tag),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=stage < 3,
+    )
+    (folder / tag).mkdir(parents=True)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        importlib.import_module("deepspeed.checkpoint.ds_to_universal").main(options)
+
+
+def _load_buffers(module: nn.Module, checkpoint: Path) -> None:
+    """They are no part of the universal format."""
+    states = min(checkpoint.glob("global_step*/*mp_rank_00_model_states.pt"))
+    found = torch.load(states, map_location="cpu", weights_only=True)["module"]
+    for name, buffer in module.named_buffers():
+        if name in found:
+            buffer.copy_(found[name])
 
 
 def forget_engine() -> None:
@@ -233,12 +334,62 @@ def forget_engine() -> None:
     unset_hf_deepspeed_config()
 
 
+def gradient_of(parameter: Tensor) -> Tensor | None:
+    """The whole gradient of a parameter, summed over ranks, between the last backward pass of a
+    step and the update; ``None`` if it got none. All ranks must call it.
+    """
+    if not hasattr(parameter, "_hp_mapping") and not hasattr(parameter, "ds_id"):
+        return parameter.grad
+    whole: Tensor | None = importlib.import_module("deepspeed.utils").safe_get_full_grad(parameter)
+    return whole
+
+
 def gather(parameter: Tensor) -> Tensor | None:
     """A whole copy on the CPU of the first rank, ``None`` on the others; all ranks must call it."""
     if not hasattr(parameter, "ds_id"):
         return parameter.detach().to("cpu", copy=True) if dist.get_rank() == 0 else None
     with importlib.import_module("deepspeed").zero.GatheredParameters([parameter]):
         return parameter.detach().to("cpu", copy=True) if dist.get_rank() == 0 else None
+
+
+def gathers_for(node: Any) -> nn.Module | None:
+    """The module whose weights ZeRO-3 gathers when a backward pass comes to a node of its graph;
+    ``None`` for other nodes.
+    """
+    return node.module if hasattr(node, "pre_backward_function") else None
+
+
+def lies_in_pieces(model: nn.Module) -> bool:
+    """Whether a model is spread over the ranks (ZeRO-3) and put together layer by layer."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def forget_order(model: nn.Module) -> None:
+    """Let DeepSpeed forget in which order the modules of a model in pieces run: it fetches ahead by
+    the order that it has seen, which is another one in evaluation and may differ between ranks.
+
+    It sees the order anew in the next training steps. There is no public name for this in 0.19.
+    """
+    parameter = next(parameter for parameter in model.parameters() if hasattr(parameter, "ds_id"))
+    order = parameter._z3_optimizer.parameter_offload.get_param_coordinator()  # type: ignore[attr-defined]
+    if not order.is_invalid_trace():
+        order._invalidate_trace()
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """A module of a model in pieces, whole on every rank; all ranks enter and leave together, and
+    in between each may run it as often as it likes.
+    """
+    parameters = list(module.parameters())
+    with importlib.import_module("deepspeed").zero.GatheredParameters(parameters):
+        for parameter in parameters:  # otherwise the first run would take it to pieces again
+            parameter.ds_active_sub_modules.add(_IN_USE)  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.ds_active_sub_modules.discard(_IN_USE)  # type: ignore[attr-defined]
 
 
 def _leave_out_compiled_communication() -> None:

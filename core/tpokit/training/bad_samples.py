@@ -6,14 +6,13 @@ recipe and data alone: not from workers, ranks, or where a run was interrupted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tpokit.atomic import write_text
 from tpokit.data.bad_samples import BadSample, BadSampleLimit
 from tpokit.errors import DataError
+from tpokit.training.json_lines import append_rows, read_rows, replace_rows
 
 BAD_SAMPLES_FILE = "bad_samples.jsonl"
 """In the folder of a run: one line for each sample that was replaced."""
@@ -59,9 +58,8 @@ class BadSampleList:
         """
         found = sorted(found, key=lambda sample: sample.position)  # stable: tries stay in order
         if self._writes and found:
-            lines = [json.dumps({"stage": self._stage, **asdict(sample)}) for sample in found]
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines)
+            rows = [{"stage": self._stage, **asdict(sample)} for sample in found]
+            append_rows(self._path, rows)
         for sample in found:
             self._first = self._first or sample.message
             self.count += 1
@@ -85,16 +83,7 @@ class BadSampleList:
 
 def read_bad_samples(path: Path) -> list[tuple[str, BadSample]]:
     """Stage and sample of each line of a list, oldest first; a torn last line is left out."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the run was stopped while it wrote this line
-        found.append((row.pop("stage"), BadSample(**row)))
-    return found
+    return [(row.pop("stage"), BadSample(**row)) for row in read_rows(path)]
 
 
 def forget_bad_samples(path: Path, stage: str, position: int) -> list[BadSample]:
@@ -105,9 +94,5 @@ def forget_bad_samples(path: Path, stage: str, position: int) -> list[BadSample]
     """
     rows = read_bad_samples(path)
     kept = [(name, bad) for name, bad in rows if name != stage or bad.position < position]
-    if kept:
-        lines = [json.dumps({"stage": name, **asdict(bad)}) for name, bad in kept]
-        write_text(path, "".join(f"{line}\n" for line in lines))
-    else:
-        path.unlink(missing_ok=True)
+    replace_rows(path, [{"stage": name, **asdict(bad)} for name, bad in kept])
     return [bad for name, bad in kept if name == stage]

@@ -7,7 +7,6 @@ term; a checkpoint holds what is trained and nothing else.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,25 +21,29 @@ from accelerate.utils import set_seed
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from tpokit.batch import Batch
 from tpokit.checkpoints.store import read_tensors
 from tpokit.checkpoints.tensors import trained_state, trained_tensors
+from tpokit.data.arrangement import Arrangement
 from tpokit.data.bad_samples import BadSample, ReadBatch, Reading, ReadingCollator
 from tpokit.data.collate import Collator
-from tpokit.errors import DataError, TrainingError
-from tpokit.losses import ASSIGN, LANGUAGE, CombinedLoss, explain_non_finite
+from tpokit.data.mixing import number
+from tpokit.errors import DataError
+from tpokit.losses import ASSIGN, LANGUAGE, CombinedLoss
 from tpokit.model import TpoModel
 from tpokit.parts import parameter_groups
 from tpokit.recipe import Recipe, StageEntry
-from tpokit.training.arguments import backward, update
+from tpokit.reporting.log_columns import BAD_SAMPLES, RATE, SKIPPED_STEPS
+from tpokit.training.arguments import IN_ORDER, backward, load_engine, update
 from tpokit.training.bad_samples import BadSampleList
-from tpokit.training.callbacks import BAD_SAMPLES, RATE, SPEED
 from tpokit.training.meter import TermMeter
 from tpokit.training.ranks import Ranks
-from tpokit.training.resume import StageCheckpoints
+from tpokit.training.resume import StageCheckpoints, world_of
+from tpokit.training.same_task import name_called_tasks
+from tpokit.training.skipped import SKIPPED_STEPS_FILE, SkippedSteps
 from tpokit.training.watching import Step, StepWatcher, Wish
 from tpokit.types import Example
 
@@ -69,7 +72,6 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         recipe: Recipe,
         stage: StageEntry,
         checkpoints: StageCheckpoints,
-        callbacks: list[TrainerCallback],
         bad_samples: BadSampleList,
         watchers: Sequence[StepWatcher] = (),
     ) -> None:
@@ -82,7 +84,6 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
             recipe: For loss weights and rates.
             stage: The stage.
             checkpoints: Where checkpoints inside the stage go.
-            callbacks: Told of every line of the log.
             bad_samples: Takes in what the data set replaced.
             watchers: Look at every step, in this order.
         """
@@ -101,26 +102,36 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         # disagree, and one process would skip their weight decay where two would not.
         seeing = any(stage.train.get(part, "frozen") != "frozen" for part in _SEEING)
         model.alike = self._ranks.world > 1 or seeing
+        self._engine = recipe.run.engine
+        model.in_order = self._ranks.world > 1 and self._engine in IN_ORDER
+        model.logit_chunks = recipe.run.logit_chunks
+        self._same_task = recipe.run.schedule == "same_task"
         processor, heads = (
             model.backbone.processor,
             {task: model.head(task) for task in model.heads},
         )
-        collator = Collator(processor, heads, model.tokens)
+        collator = Collator(processor, heads, model.tokens, packs=model.backbone.packs)
         self._idle = collator.idle()
         super().__init__(
             model=model,
             args=arguments,
-            data_collator=ReadingCollator(collator),
+            data_collator=ReadingCollator(
+                Arrangement.of(recipe.run, model.backbone), collator.rows
+            ),
             train_dataset=dataset,
-            callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True
         self._meter = TermMeter(self._term_names, self.args.device)
         self._group_parts: list[str] = []
         self._group_rates: list[float] = []
-        self._step_samples: tuple[str, ...] = ()
-        self._logged = (0, time.perf_counter())
+        self._engine_norm: float | None = None
+        self._skipped = SkippedSteps(
+            checkpoints.folder.parent / SKIPPED_STEPS_FILE,
+            stage.name,
+            recipe.run.skipped_steps,
+            self._ranks,
+        )
         self._watched_step = 0
         set_seed(arguments.seed, device_specific=True)  # dropout differs between ranks
 
@@ -149,21 +160,24 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         bad = [sample for piece in read for sample in piece.bad]
         totals = torch.tensor(
             [sum(batch.counts.get(name, 0.0) for batch in batches) for name in self._term_names]
-            + [len(bad), sum(not piece.batches for piece in read)],
+            + [len(bad), sum(not piece.batches for piece in read)]
+            + [sum(piece.shortened for piece in read)],
             dtype=torch.float64,
         )
         if self._ranks.world > 1:
             totals = totals.to(device)
             dist.all_reduce(totals)
-        *totals_of_terms, bad_count, missing = totals.tolist()
+        *totals_of_terms, bad_count, missing, shortened = totals.tolist()
         if bad_count:
             self._bad_samples.take(self._of_all_ranks(bad), whole=not missing)
         counts = dict(zip(self._term_names, totals_of_terms, strict=True))
         read = self._even(read, device)
+        if self._same_task:
+            tasks, first_whole = sorted(self.model.trained_tasks), self._engine == "zero3"
+            read = name_called_tasks(read, tasks, self._ranks, device, first_whole)
         batches = [batch for piece in read for batch in piece.batches]
-        self._meter.step(counts)
-        self._step_samples = tuple(name for batch in batches for name in batch.samples)
-        step = Step(self.state.global_step + 1, batches, counts, waited_s)
+        self._meter.step_begins(counts)
+        step = Step(self.state.global_step + 1, batches, counts, waited_s, int(shortened))
         for watcher in self._watchers:
             watcher.step_begins(step)
         return read, counts
@@ -218,14 +232,14 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
                 batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
                     loss = self.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
-                backward(self.accelerator, loss, last)
+                backward(self.accelerator, loss * self._skipped.factor() if last else loss, last)
             whole += loss.detach()
             for watcher in self._watchers:
                 watcher.backward_done(batch)
         if ends_step:
             for watcher in self._watchers:
                 watcher.gradients_ready()
-            update(self.accelerator)
+            self._engine_norm = update(self.accelerator)
         return whole
 
     def _without_reduction(self, model: nn.Module) -> AbstractContextManager[None]:
@@ -242,31 +256,32 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The share of a micro-batch in the combined loss of its step.
-
-        Raises:
-            TrainingError: It is not finite; names terms and samples.
-        """
+        """The share of a micro-batch in the combined loss of its step."""
         terms = model(inputs)
         loss = self._combined(terms, num_items_in_batch, scale=self._ranks.world)
-        if not bool(torch.isfinite(loss)):
-            raise TrainingError(f"{self._where()}: {explain_non_finite(terms, inputs.samples)}")
+        self._skipped.loss_known(terms, loss, inputs)
         self._meter.add(terms, loss)
         for watcher in self._watchers:
             watcher.loss_known(terms, loss, inputs)
         return (loss, terms) if return_outputs else loss
 
-    def _where(self) -> str:
-        return f"stage {self._stage.name}, step {self.state.global_step + 1}"
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float | None:
+        """Called before the weights change (under DeepSpeed behind that).
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None and not math.isfinite(float(norm)):
-            raise TrainingError(
-                f"{self._where()}: the loss is finite but its gradient is not; "
-                f"samples: {', '.join(self._step_samples)}"
-            )
-        return norm
+        Returns:
+            ``None`` for a step that is skipped.
+
+        Raises:
+            TrainingError: Too many in a row are.
+        """
+        norm = self._engine_norm
+        if norm is None:
+            norm = float(super()._get_grad_norm(model, grad_norm))
+        skipped = self._skipped.ended(self.state.global_step + 1, norm)
+        self._meter.step_ended(skipped)
+        if skipped and not self.is_deepspeed_enabled:
+            model.zero_grad()  # an optimizer leaves a parameter without gradient alone
+        return None if skipped else norm
 
     # ---- optimizer ----
 
@@ -293,20 +308,22 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Put every term into a line of the log: means since the line before, over all ranks."""
         if "loss" in logs:
-            step, now = self.state.global_step, time.perf_counter()
-            (before, since), self._logged = self._logged, (step, now)
-            logs.update(self._meter.read(self._ranks.world))
             del logs["learning_rate"]
+            found = self._meter.read(self._ranks.world)
+            if not found:
+                del logs["loss"]  # every step since the line before was skipped
+            logs.update(found)
+        if "loss" in logs:
             logs.update(
                 {
                     f"{RATE}{part}": rate
                     for part, rate in zip(self._group_parts, self._group_rates, strict=True)
                 }
             )
-            samples = (step - before) * self._stage.samples_per_step
-            logs[SPEED] = samples / max(now - since, 1e-9)
             if self._bad_samples.count:
                 logs[BAD_SAMPLES] = self._bad_samples.count
+            if self._skipped.count:
+                logs[SKIPPED_STEPS] = self._skipped.count
             for watcher in self._watchers:
                 logs.update(watcher.row())
         super().log(logs, start_time)
@@ -320,9 +337,10 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
             self._watched_step = self.state.global_step
             for watcher in self._watchers:
                 wishes |= watcher.step_ended(self._watched_step)
-        if Wish.STOP in wishes:
+        finished = Wish.FINISH in wishes
+        if finished or Wish.STOP in wishes:
             self.control.should_training_stop = True
-        self.control.should_save = save or Wish.SAVE in wishes
+        self.control.should_save = (save or Wish.SAVE in wishes) and not finished
         super()._maybe_log_save_evaluate(*arguments, **named)
 
     # ---- checkpoints inside the stage ----
@@ -335,10 +353,12 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
             return
         with self._checkpoints.writing(self.state.global_step) as folder:
             if self._ranks.first and not self.is_deepspeed_enabled:
-                save_file(trained_state(trained_tensors(self.model)), folder / _TRAINED)
+                wanted = trained_tensors(self.model)
+                save_file(trained_state(wanted), folder / _TRAINED)
+                read_tensors(folder / _TRAINED, wanted)
             self._save_optimizer_and_scheduler(str(folder))
             self._save_rng_state(str(folder))
-            torch.save(self._rank_state(), folder / self._rank_file())
+            torch.save(self._rank_state(), folder / _rank_file(self._ranks.rank))
             if self._ranks.first:
                 self.state.save_to_json(str(folder / _STATE))
 
@@ -366,13 +386,16 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         """
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         if resume_from_checkpoint is not None:
+            before = world_of(Path(resume_from_checkpoint))
             if self.is_deepspeed_enabled:
-                self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+                load_engine(self.accelerator, Path(resume_from_checkpoint), before, self._ranks)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
-            path = Path(resume_from_checkpoint) / self._rank_file()
-            self._restore(torch.load(path, weights_only=True))
-        self._logged = (self.state.global_step, time.perf_counter())
+            self._restore(Path(resume_from_checkpoint), before)
+            rates = self.lr_scheduler.get_last_lr()
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate  # a universal checkpoint of DeepSpeed has none for each group
         self._watched_step = self.state.global_step
+        self._skipped.go_on(self.state.global_step)
         return prepared
 
     def _rank_state(self) -> dict[str, Any]:
@@ -380,13 +403,28 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         watched = [watcher.state() for watcher in self._watchers]
         return {"meter": self._meter.state(), "watchers": watched}
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self._meter.restore(state["meter"])
-        for watcher, found in zip(self._watchers, state["watchers"], strict=True):
+    def _restore(self, checkpoint: Path, world: int) -> None:
+        """Go on from what ``world`` ranks wrote; a rank that is new takes what the first one
+        watched.
+        """
+        states = [
+            torch.load(checkpoint / _rank_file(rank), weights_only=True) for rank in range(world)
+        ]
+        own = states[self._ranks.rank if self._ranks.rank < world else 0]
+        if world == self._ranks.world:
+            self._meter.restore(own["meter"])
+        else:
+            self._meter.restore_from([state["meter"] for state in states], self._ranks)
+        for watcher, found in zip(self._watchers, own["watchers"], strict=True):
             watcher.restore(found)
 
-    def _rank_file(self) -> str:
-        return f"rank_{self._ranks.rank}.pt"
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Generators of this rank; of their own from a step on, if there was another number."""
+        if checkpoint is None or world_of(Path(checkpoint)) == self._ranks.world:
+            super()._load_rng_state(checkpoint)
+            return
+        seed = number("generators", self.args.seed, self.state.global_step) % 2**31
+        set_seed(seed, device_specific=True)
 
     # ---- the end ----
 
@@ -395,6 +433,10 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         if self.is_deepspeed_enabled:
             self.model_wrapped.destroy()
         self.accelerator.free_memory()
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank_{rank}.pt"
 
 
 def _own_message(cause: DataError) -> str:

@@ -26,20 +26,28 @@ class Step:
         counts: Loss term to the number of items that it sums over in the whole step, over all
             ranks.
         waited_s: How long this rank waited for its data, in seconds.
+        shortened: How many samples of the step were too long and lost turns or frames, over all
+            ranks.
     """
 
     number: int
     batches: Sequence[Batch]
     counts: Mapping[str, float]
     waited_s: float
+    shortened: int = 0
 
 
 class Wish(enum.Flag):
-    """What a watcher wants to happen behind a step; the same on every rank."""
+    """What a watcher wants to happen behind a step; the same on every rank.
+
+    ``SAVE``: a checkpoint. ``STOP``: no further step now. ``FINISH``: no further step ever, the
+    stage is done; its last step needs no checkpoint.
+    """
 
     NOTHING = 0
     SAVE = enum.auto()
     STOP = enum.auto()
+    FINISH = enum.auto()
 
 
 class StepWatcher:

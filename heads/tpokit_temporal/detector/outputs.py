@@ -7,16 +7,19 @@ tokens.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
 
-class Negative(NamedTuple):
+@dataclass(frozen=True)
+class Negative:
     """Each video with the query of the next sample of the batch (the last with that of the first).
 
     It is there for every row, so that shapes do not depend on values; losses ignore the rows in
-    which ``is_real`` is false.
+    which ``is_real`` is false. A dataclass, as ranks differ in whether there is one: ZeRO-3 counts
+    the tensors in a tuple.
 
     Attributes:
         saliency: ``[b, l]``, as `DetectorOutput.saliency`.

@@ -58,7 +58,7 @@ from torch import Tensor
 
 from tpokit.errors import TpokitError
 from tpokit.types import LossTerm
-from tpokit_temporal.detector.outputs import DetectorOutput
+from tpokit_temporal.detector.outputs import DetectorOutput, Negative
 from tpokit_temporal.losses.alignment import alignment_sums
 from tpokit_temporal.losses.curves import curve_sums
 from tpokit_temporal.losses.moments import moment_sums
@@ -146,4 +146,6 @@ def _full(value: Any) -> Any:
         return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
     if isinstance(value, tuple):
         return type(value)(*(_full(inner) for inner in value))
+    if isinstance(value, Negative):
+        return Negative(_full(value.saliency), _full(value.attention), value.is_real)
     return value

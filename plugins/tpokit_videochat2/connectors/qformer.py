@@ -60,6 +60,16 @@ class QFormerConnector(Connector):
         """With a vocabulary."""
         return cast(QFormerOptions, options).vocabulary > 0
 
+    def without_gradient(self) -> tuple[str, ...]:
+        """The bias of keys, which changes nothing behind a softmax; and the words, as there may be
+        no instruction.
+        """
+        return (
+            r"\.key\.bias$",
+            r"^qformer\.embeddings\.",
+            r"^qformer\.encoder\.layer\.\d+\.(intermediate|output)\.",
+        )
+
     @classmethod
     def small_options(cls, options: tpokit.Options) -> QFormerOptions:
         """Few and narrow layers."""

@@ -53,14 +53,16 @@ class PlainStep(TpoTrainer):
         return torch.optim.SGD(groups, lr=RATE)
 
 
-def change(folder, engine, device_batch=2):
+def change(folder, engine, device_batch=2, overrides=(), changed=None):
+    """The gradients; ``changed`` changes the model before that and gives a watcher."""
     ranks = Ranks.here()
-    recipe, plugins = read_recipe(folder / "recipe.yaml", f"run.engine={engine}")
+    recipe, plugins = read_recipe(folder / "recipe.yaml", f"run.engine={engine}", *overrides)
     stage = recipe.stages[0]
     model = build_model(recipe, plugins)
     torch.manual_seed(5)
     torch.nn.init.normal_(model.bridge.output.weight, std=0.3)
     set_modes(model, stage.train, recipe.lora, 0)
+    watchers = [] if changed is None else [changed(model)]
     zero = engine in ZERO_STAGES
     before = {name: t.detach().clone() for name, t in trained_tensors(model).items()}
     split = Split.of(stage.samples_per_step, device_batch, ranks.world)
@@ -72,13 +74,15 @@ def change(folder, engine, device_batch=2):
         recipe,
         stage,
         StageCheckpoints(folder, stage.name, ranks),
-        [],
         BadSampleList(folder / "bad.jsonl", stage.name, BadSampleLimit(0, len(ORDER)), ranks.first),
+        watchers,
     )
-    trainer.train()
+    try:
+        trainer.train()
+    finally:
+        forget_engine()
     after = trained_state(trained_tensors(model), gather if zero else None)
     trainer.release()
-    forget_engine()
     return {n: (before[n] - after[n]) / RATE for n in after if n != "heads.mass.offset"}
 
 

@@ -11,7 +11,6 @@ from PIL import Image
 from tpokit.recipe import open_recipe
 
 TINY = Path(__file__).with_name("tiny.py")
-SPEED = "samples_per_s"
 
 
 def write_recipe(folder, **changes):

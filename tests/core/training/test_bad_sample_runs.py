@@ -85,15 +85,6 @@ def test_two_processes_list_the_same(tmp_path, whole):
     assert bad_list(tmp_path / "run") == bad_list(whole)
 
 
-def test_a_run_that_was_killed_lists_and_trains_the_same_when_it_goes_on(tmp_path, whole):
-    path = bad_recipe(tmp_path)
-    killed = forked(Path(__file__).with_name("killed_run.py"), path)
-    assert killed.returncode == -9, killed.stderr[-3000:]
-    with (tmp_path / "run" / "bad_samples.jsonl").open("a") as file:
-        file.write('{"stage": "hea')  # as if it had died while writing
-    assert_same_run(train(*read_recipe(path), resume=True), whole)
-
-
 def test_too_many_stop_the_run_and_it_goes_on_with_a_higher_limit(tmp_path, whole):
     path = bad_recipe(tmp_path, bad_samples=0.15)
     with pytest.raises(DataError) as told:

@@ -76,6 +76,10 @@ def test_accumulation_changes_no_gradient(two_processes, whole_step, device_batc
     assert_same(change(two_processes, "plain", device_batch), whole_step)
 
 
+def test_logits_in_chunks_change_no_gradient(two_processes, whole_step):
+    assert_same(change(two_processes, "plain", overrides=["run.logit_chunks=3"]), whole_step)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_ranks_with_different_tasks_have_the_gradients_of_one_process(
     two_processes, whole_step, engine

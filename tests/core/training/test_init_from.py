@@ -54,7 +54,8 @@ def test_what_no_stage_trained_is_that_of_the_saved_model(source, tmp_path, caps
     said = [line for line in capsys.readouterr().out.splitlines() if "starts from" in line]
     assert said == [
         f"starts from {source / 'old'}: loaded bridge, connector, llm-lora, mass; fresh point",
-        f"stage second starts from {run / 'first'}",
+        f"stage second starts from {run / 'first'}: loaded bridge, connector, llm-lora, mass, "
+        "point; fresh optimizer",
     ]
     shutil.rmtree(source)
     assert len(expected) > 10

@@ -136,10 +136,13 @@ class TinyBackbone(tpokit.Backbone):
 
     def decode(self, embeds, mask, positions, cache=None, use_cache=False):
         hidden = embeds + self.places(positions)
+        hidden = hidden if cache is None else torch.cat([cache, hidden], dim=1)
+        seen = hidden if use_cache else None  # all of it goes through the layers again
         causal = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device)
         for layer in self.layers:
             hidden = layer(hidden, causal.tril()[None] & mask[:, None, :])
-        return functional.layer_norm(hidden, hidden.shape[-1:]), None
+        new = hidden[:, -embeds.shape[1] :]
+        return functional.layer_norm(new, new.shape[-1:]), seen
 
     def logits(self, hidden):
         return self.words(hidden)
@@ -154,6 +157,13 @@ class TinyBackbone(tpokit.Backbone):
             folder / "weights.safetensors",
         )
         (folder / "options.json").write_text(self.options.model_dump_json(exclude={"model"}))
+
+
+class Numbers(list):
+    """What a tiny head finds."""
+
+    def to_json(self):
+        return {"numbers": list(self)}
 
 
 class TinyHeadOptions(tpokit.Options):
@@ -209,7 +219,7 @@ class PointHead(tpokit.TaskHead):
         }
 
     def decode(self, prediction, media):
-        return prediction.tolist()
+        return [Numbers(point) for point in prediction.tolist()]
 
 
 class MassHead(tpokit.TaskHead):
@@ -239,7 +249,7 @@ class MassHead(tpokit.TaskHead):
         return {"error": LossTerm((prediction - targets).abs().sum(), float(len(targets)))}
 
     def decode(self, prediction, media):
-        return prediction.tolist()
+        return [Numbers([mass]) for mass in prediction.tolist()]
 
 
 class LineOptions(tpokit.Options):

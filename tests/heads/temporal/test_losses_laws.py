@@ -69,6 +69,11 @@ def made_output(targets: TemporalTargets, seed: int = 0) -> DetectorOutput:
     )
 
 
+def parts_of(value) -> dict:
+    """By name, of a part of an output, be it a tuple or a dataclass."""
+    return value._asdict() if isinstance(value, tuple) else vars(value)
+
+
 def learnable(output: DetectorOutput) -> tuple[DetectorOutput, list[torch.Tensor]]:
     """The same output, whose float tensors collect gradients; and those."""
     leaves = []
@@ -77,9 +82,9 @@ def learnable(output: DetectorOutput) -> tuple[DetectorOutput, list[torch.Tensor
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             leaves.append(value.clone().requires_grad_())
             return leaves[-1]
-        if isinstance(value, tuple):
-            return type(value)(*map(visit, value))
-        return value
+        if value is None or isinstance(value, torch.Tensor):
+            return value
+        return type(value)(*map(visit, parts_of(value).values()))
 
     return visit(output), leaves
 
@@ -90,7 +95,7 @@ def rows_of(value, rows, key=None):
         if key in ("logits", "moments"):
             return value[:, rows]
         return value if key == "global_tokens" else value[rows]
-    return type(value)(*(rows_of(part, rows, name) for name, part in value._asdict().items()))
+    return type(value)(*(rows_of(part, rows, name) for name, part in parts_of(value).items()))
 
 
 def targets_of(targets: TemporalTargets, rows: slice) -> TemporalTargets:
@@ -122,7 +127,7 @@ def padded(value, key=None):
         "clips": (0, 0, 0, 3),
     }
     if not isinstance(value, torch.Tensor):
-        return type(value)(*(padded(part, name) for name, part in value._asdict().items()))
+        return type(value)(*(padded(part, name) for name, part in parts_of(value).items()))
     if key not in more:
         return value
     nonsense = False if value.dtype == torch.bool else 0.75
@@ -267,7 +272,7 @@ def test_bfloat16_predictions_are_scored_in_float32(settings):
     def rebuilt(value, leaves):
         if isinstance(value, torch.Tensor):
             return next(leaves) if value.is_floating_point() else value
-        return type(value)(*(rebuilt(part, leaves) for part in value))
+        return type(value)(*(rebuilt(part, leaves) for part in parts_of(value).values()))
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = temporal_terms(rebuilt(output, low), targets, settings)
