@@ -58,7 +58,8 @@ def load_deepspeed():
     five seconds.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name in ("checkpoint.ds_to_universal", "runtime.zero.stage3", "runtime.zero.stage_1_and_2"):
+    names = ("checkpoint.ds_to_universal", "runtime.zero.stage3", "runtime.zero.stage_1_and_2")
+    for name in (*names, "runtime.zero.muon.muon_optimizer"):
         importlib.import_module(f"deepspeed.{name}")
     gc.collect()
     gc.freeze()  # as in conftest.py

@@ -51,12 +51,16 @@ def check_conversation(
 
 
 def _talks(source: DataSource, name: str, seed: int) -> bool:
-    """Whether one of the first samples calls no head."""
+    """Whether one of the first samples calls no head, as far as one can tell: if none of them can
+    be read, training stops and says why.
+    """
+    tell = False
     for index in range(min(len(source), _LOOKED_AT)):
         try:
             sample = source.read(index, generator(seed, 0, f"{name}/{index}", "look"))
         except DataError:
-            continue  # training replaces it, or stops and says why
+            continue
+        tell = True
         if not sample.calls:
             return True
-    return False
+    return not tell

@@ -26,7 +26,8 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from tpokit.atomic import partial_name
-from tpokit.errors import UsageError
+from tpokit.checkpoints.tensors import declared_shape
+from tpokit.errors import CheckpointError, UsageError
 from tpokit.recipe import Recipe, StageEntry
 from tpokit.training.ranks import Ranks
 
@@ -268,6 +269,35 @@ def _engine(accelerator: Any) -> Any:
     return None if wrapped is None else wrapped.engine
 
 
+def save_engine(accelerator: Any, checkpoint: Path, ranks: Ranks) -> None:
+    """Let DeepSpeed write what is trained, and its part of the optimizer on each rank; then open it
+    again and see that everything is there.
+
+    Raises:
+        CheckpointError: A trained parameter is missing or has another shape.
+    """
+    engine = _engine(accelerator)
+    engine.save_checkpoint(str(checkpoint), exclude_frozen_parameters=True)
+    if not ranks.first:
+        return
+    states = _engine_states(checkpoint)
+    groups = states["param_shapes"] or [{n: t.shape for n, t in states["module"].items()}]
+    found = {name: list(shape) for group in groups for name, shape in group.items()}
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad and found.get(name) != declared_shape(parameter):
+            raise CheckpointError(
+                f"{checkpoint} has {name} with shape {found.get(name)}, declared is "
+                f"{declared_shape(parameter)}"
+            )
+
+
+def _engine_states(checkpoint: Path) -> dict[str, Any]:
+    """What the first rank has written of the model; nothing is unpickled."""
+    path = min(checkpoint.glob("global_step*/*mp_rank_00_model_states.pt"))
+    states: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return states
+
+
 def load_engine(accelerator: Any, checkpoint: Path, world: int, ranks: Ranks) -> None:
     """Load weights and optimizer into DeepSpeed.
 
@@ -320,8 +350,7 @@ def _make_universal(checkpoint: Path, folder: Path, stage: int) -> None:
 
 def _load_buffers(module: nn.Module, checkpoint: Path) -> None:
     """They are no part of the universal format."""
-    states = min(checkpoint.glob("global_step*/*mp_rank_00_model_states.pt"))
-    found = torch.load(states, map_location="cpu", weights_only=True)["module"]
+    found = _engine_states(checkpoint)["module"]
     for name, buffer in module.named_buffers():
         if name in found:
             buffer.copy_(found[name])

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -88,6 +89,21 @@ class Interruption:
         self.asked, self._asked_s = number, time.monotonic()
         if not self.postponed and os.getpid() == self._owner:
             raise self.stopped(number, "nothing that is done was lost")
+
+
+def take_in_worker(begin: Callable[[int], None], worker: int) -> None:
+    """Begin a data worker, and let it take signals as its rank does: torch has just put a handler
+    of its own in front, which ends the worker, and the rank with it.
+
+    Args:
+        begin: What a worker begins with otherwise.
+        worker: Its number.
+    """
+    begin(worker)
+    for number in SIGNALS:
+        handler = signal.getsignal(number)
+        if callable(handler):
+            signal.signal(number, handler)
 
 
 class StopWhenAsked(StepWatcher):

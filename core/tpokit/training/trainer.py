@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ from tpokit.model import TpoModel
 from tpokit.parts import parameter_groups
 from tpokit.recipe import Recipe, StageEntry
 from tpokit.reporting.log_columns import BAD_SAMPLES, RATE, SKIPPED_STEPS
-from tpokit.training.arguments import IN_ORDER, backward, load_engine, update
+from tpokit.training.arguments import IN_ORDER, backward, load_engine, save_engine, update
 from tpokit.training.bad_samples import BadSampleList
+from tpokit.training.interruption import take_in_worker
 from tpokit.training.meter import TermMeter
 from tpokit.training.ranks import Ranks
 from tpokit.training.resume import StageCheckpoints, world_of
@@ -140,6 +142,13 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """The order is the dataset's own."""
         return SequentialSampler(train_dataset or self.train_dataset)
+
+    def get_train_dataloader(self) -> Any:
+        """Its workers take signals as this process does."""
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+        inner.worker_init_fn = partial(take_in_worker, inner.worker_init_fn)
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[ReadBatch], num_batches: int, device: torch.device
@@ -366,7 +375,7 @@ class TpoTrainer(Trainer):  # type: ignore[misc] # transformers is not typed
         if not self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        save_engine(self.accelerator, Path(output_dir), self._ranks)
         if self._ranks.first:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER)
 

@@ -115,9 +115,8 @@ def test_a_stage_without_its_reference_says_how_to_get_it(evaluated, tmp_path):
 
 def test_two_ranks_with_the_model_in_pieces_score_it_as_one_process_does(tmp_path):
     plain = {"plugin": "tiny", "options": {}}
-    path = evaluated_recipe(
-        tmp_path, steps=(2,), backbone=plain, evaluate={"every": 2}, run={"device_batch": 4}
-    )
+    often = {"evaluate": {"every": 2}, "run": {"device_batch": 4}}
+    path = evaluated_recipe(tmp_path, steps=(2,), backbone=plain, seed=9, **often)
     ran = forked(SCRIPT, path, processes=2)
     assert ran.returncode == 0, ran.stderr[-4000:]
     together = evaluations(tmp_path / "zero3")

@@ -115,13 +115,14 @@ def assert_alike(found, expected):
             torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=1e-6)
 
 
-def test_a_signal_saves_stops_and_spares_the_data_workers(tmp_path, unbroken):
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_signal_saves_stops_and_spares_the_data_workers(tmp_path, unbroken, name):
     path = short_recipe(tmp_path, run={"workers": 1})
-    ended = forked(SIGNALLED, "SIGUSR1", 1, 0, "step", "train", path)
-    assert ended.returncode == 128 + signal.SIGUSR1, ended.stderr[-3000:]
+    ended = forked(SIGNALLED, name, 1, 0, "step", "train", path)
+    assert ended.returncode == 128 + signal.Signals[name], ended.stderr[-3000:]
     checkpoints = tmp_path / "run" / "heads.checkpoints"
     assert ended.stderr == (
-        f"Stopped: SIGUSR1: stopped after step 3 of stage heads, {checkpoints} has it; go on with "
+        f"Stopped: {name}: stopped after step 3 of stage heads, {checkpoints} has it; go on with "
         "--resume auto\n"
     )
     assert [path.name for path in checkpoints.iterdir()] == ["step-3"]

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from tests.core.training import broken_heads
 from tests.core.training.broken_heads import TRIED, one_step
 from tests.core.training.test_engines import assert_same, one_step_recipe
-from tests.forked import forked
+from tests.forked import forked, load_deepspeed
 
 REFUSED = [
     (head, engine)
@@ -22,6 +22,7 @@ REFUSED = [
 def tried(tmp_path_factory):
     folder = tmp_path_factory.mktemp("broken")
     one_step_recipe(folder)
+    load_deepspeed()
     ran = forked(broken_heads.__file__, folder, processes=2, timeout_s=240)
     assert ran.returncode == 0, ran.stderr[-4000:]
     return folder

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.core.training import rank_situations
 from tests.core.training.rank_situations import SITUATIONS
-from tests.forked import forked
+from tests.forked import forked, load_deepspeed
 
 ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
 NOISE = 1e-7
@@ -37,6 +37,7 @@ def alone(folder):
 
 @pytest.fixture(scope="module")
 def together(folder, alone):
+    load_deepspeed()
     ran = forked(rank_situations.__file__, folder, *ENGINES, processes=2, timeout_s=280)
     assert ran.returncode == 0, ran.stderr[-4000:]
     return {engine: load_file(folder / f"{engine}.safetensors") for engine in ENGINES}
