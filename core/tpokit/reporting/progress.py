@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Self
 
 from rich.columns import Columns
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -21,7 +22,32 @@ from tpokit.reporting.console import open_console
 from tpokit.reporting.log_columns import is_term
 
 
-class TrainingProgress:
+class _Progress:
+    """Something that goes on; a context manager. On a terminal there is a live block meanwhile."""
+
+    def __init__(self, console: Console, show: bool = True, transient: bool = False) -> None:
+        self._console = console
+        self._began_s = time.monotonic()
+        live = Live(console=console, refresh_per_second=4, transient=transient)
+        self._live = live if show and console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        self._began_s = time.monotonic()
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+class TrainingProgress(_Progress):
     """What a stage is doing: step, every loss term, learning rates, gradients, counts, speed,
     memory, time left.
 
@@ -44,26 +70,8 @@ class TrainingProgress:
         self._steps = steps
         self._samples = samples_per_step
         self._start = start
-        self._began_s = time.monotonic()
-        self._console = open_console()
         self._show = show
-        live = show and self._console.is_terminal
-        self._live = Live(console=self._console, refresh_per_second=4) if live else None
-
-    def __enter__(self) -> TrainingProgress:
-        self._began_s = time.monotonic()
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        super().__init__(open_console(), show)
 
     def update(self, step: int, row: Mapping[str, float]) -> None:
         """Show a step.
@@ -172,7 +180,7 @@ def _named(values: Mapping[str, float], form: str) -> list[str]:
     return [f"{name} {value:{form}}".strip() for name, value in values.items()]
 
 
-class Counting:
+class Counting(_Progress):
     """How much of something is done, on stderr: a live line on a terminal, elsewhere a line now and
     then.
 
@@ -188,24 +196,8 @@ class Counting:
         """
         self._what = what
         self._every_s = every_s
-        self._console = open_console(stderr=True)
-        live = Live(console=self._console, refresh_per_second=4, transient=True)
-        self._live = live if self._console.is_terminal else None
         self._told_s = time.monotonic()
-
-    def __enter__(self) -> Counting:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        super().__init__(open_console(stderr=True), transient=True)
 
     def update(self, done: int, count: int) -> None:
         """Show how far it is."""
