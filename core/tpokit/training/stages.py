@@ -113,18 +113,7 @@ def train(
     point = ResumePoint.at(resume) if isinstance(resume, Path) else None
     if point is not None:
         recipe = recipe.model_copy(update={"output": point.output})
-    check_engine(recipe, ranks)
-    check_trackers(recipe.run.report_to)
-    only = None if stage is None else recipe.stage(stage)
-    wanted = list(recipe.stages) if only is None else [only]
-    for entry in wanted:
-        Split.in_recipe(recipe, entry, ranks.world)
-    # What is missing for the last stage shows before the first; and large files are indexed before
-    # the processes wait for each other.
-    sources = open_sources(recipe, plugins, {n for entry in wanted for n in entry.plan.entries})
-    check_conversation(recipe, wanted, sources)
-    sizes = {name: len(source) for name, source in sources.items()}
-    recipe = with_lengths(recipe, sizes)
+    recipe, sources = _ready_recipe(recipe, plugins, stage, ranks)
     only = None if stage is None else recipe.stage(stage)
     wanted = list(recipe.stages) if only is None else [only]
     if recipe.run.threads is not None:
@@ -132,6 +121,7 @@ def train(
     if not torch.cuda.is_available():
         keep_freed_memory()
     ranks.join(recipe.run.timeout_s)
+    sizes = {name: len(source) for name, source in sources.items()}
     _refuse_different_data(ranks.shared(sizes))
     interruption = Interruption(ranks)
     folder = RunFolder(recipe, sizes)
@@ -148,6 +138,24 @@ def train(
     with naming_lost_ranks(ranks), job.interruption:
         _train_stages(job, wanted, curves)
     return job.folder.path
+
+
+def _ready_recipe(
+    recipe: Recipe, plugins: Plugins, stage: str | None, ranks: Ranks
+) -> tuple[Recipe, dict[str, DataSource]]:
+    """The recipe with the length of every stage that is trained, and the sources of their data.
+
+    What is missing for the last stage shows here, before the first; and large files are indexed
+    before the processes wait for each other.
+    """
+    check_engine(recipe, ranks)
+    check_trackers(recipe.run.report_to)
+    wanted = recipe.stages if stage is None else (recipe.stage(stage),)
+    for entry in wanted:
+        Split.in_recipe(recipe, entry, ranks.world)
+    sources = open_sources(recipe, plugins, {n for entry in wanted for n in entry.plan.entries})
+    check_conversation(recipe, wanted, sources)
+    return with_lengths(recipe, {name: len(source) for name, source in sources.items()}), sources
 
 
 def _go_back(job: _Job, point: ResumePoint, only: StageEntry | None) -> None:
