@@ -134,6 +134,7 @@ def test_train_refuses_an_unknown_stage(capsys, recipe):
         ("{recipe} --resume auto", "auto"),
         ("{recipe} --resume runs/a --stage assign", Path("runs/a")),
         ("--resume=runs/a {recipe}", Path("runs/a")),
+        ("--local_rank=1 {recipe} --resume auto", "auto"),  # as DeepSpeed's launcher starts it
     ],
 )
 def test_train_goes_on_where_resume_says(capsys, recipe, monkeypatch, order, meant):

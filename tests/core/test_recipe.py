@@ -436,3 +436,10 @@ def test_reading_a_recipe_does_not_load_torch(tmp_path):
     )
     command = [sys.executable, "-c", code, str(tmp_path / "recipe.yaml")]
     assert subprocess.run(command, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("engine", "what"), [("zero2", "optimizer"), ("ddp", "parameters")])
+def test_only_zero3_keeps_things_in_the_memory_of_the_host(engine, what):
+    found = problems(PLAIN, [f"run.engine={engine}", f"run.offload={what}"])
+    assert found == {"run.offload": f"goes with run.engine 'zero3', not with '{engine}'"}
+    parse_recipe(PLAIN, overrides=["run.engine=zero3", f"run.offload={what}"])

@@ -1,8 +1,9 @@
 """Script: one plain gradient step with each of several engines, started by torchrun or alone.
 
 ``one_step.py FOLDER ENGINE...`` writes ``FOLDER/<engine>-<processes>.safetensors``, the gradient of
-every trained weight. Rank 0 has the samples with calls, rank 1 conversation only. With ``zero3``
-the recipe in ``FOLDER/whole`` is trained, too.
+every trained weight; behind the name of an engine may stand what it offloads. Rank 0 has the
+samples with calls, rank 1 conversation only. With ``zero3`` the recipe in ``FOLDER/whole`` is
+trained, too.
 """
 
 import sys
@@ -91,7 +92,9 @@ if __name__ == "__main__":
     place = Path(sys.argv[1])
     for name in sys.argv[2:]:
         Ranks.here().join(timeout_s=60)
-        found = change(place, name)
+        engine, _, offload = name.partition("-")
+        overrides = [f"run.offload={offload}"] if offload else []
+        found = change(place, engine, overrides=overrides)
         if Ranks.here().first:
             save_file(found, place / f"{name}-{Ranks.here().world}.safetensors")
         if name == "zero3":

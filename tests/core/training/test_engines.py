@@ -12,7 +12,7 @@ from tpokit.training.ranks import Ranks
 from tpokit.training.stages import train
 
 PARTS = ("vision", "connector", "llm", "bridge", "point", "mass")
-ENGINES = ("ddp", "zero2", "zero3")
+ENGINES = ("ddp", "zero2", "zero3", "zero3-optimizer", "zero3-parameters")
 
 
 def one_step_recipe(folder, **modes):
