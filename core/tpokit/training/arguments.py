@@ -274,16 +274,18 @@ def save_engine(accelerator: Any, checkpoint: Path, ranks: Ranks) -> None:
     again and see that everything is there.
 
     Raises:
-        CheckpointError: A trained parameter is missing or has another shape.
+        CheckpointError: A trained parameter is missing or has another shape; on all ranks alike.
     """
     engine = _engine(accelerator)
     engine.save_checkpoint(str(checkpoint), exclude_frozen_parameters=True)
-    if not ranks.first:
-        return
+    ranks.once(lambda: _check_saved(engine.module, checkpoint))
+
+
+def _check_saved(module: nn.Module, checkpoint: Path) -> None:
     states = _engine_states(checkpoint)
     groups = states["param_shapes"] or [{n: t.shape for n, t in states["module"].items()}]
     found = {name: list(shape) for group in groups for name, shape in group.items()}
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad and found.get(name) != declared_shape(parameter):
             raise CheckpointError(
                 f"{checkpoint} has {name} with shape {found.get(name)}, declared is "
